@@ -25,7 +25,7 @@ const SYSTEM: System = System {
     variant: "essential",
     backports: false,
     packages: &[
-        "qemu-guest-agent", "kmod", "iproute2", "ethtool", "iperf3", "iputils-ping", "tcpdump", "udhcpc",
+        "qemu-guest-agent", "mount", "procps", "kmod", "iproute2", "ethtool", "iperf3", "iputils-ping", "tcpdump", "udhcpc",
         "busybox", "python3",
     ],
 };
