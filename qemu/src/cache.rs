@@ -49,6 +49,12 @@ impl Key {
         self
     }
 
+    /// Adds another artefact as an input: by name, so that the cache directory can be moved.
+    pub fn with_artefact(self, cache: &Cache, path: &Path) -> Self {
+        let name = path.strip_prefix(cache.root()).unwrap_or(path);
+        self.with(name.as_os_str().as_encoded_bytes())
+    }
+
     /// `NAME-<12 hex digits>`.
     fn dir_name(self) -> String {
         let digest = self.hash.finalize();

@@ -35,7 +35,7 @@ pub fn image(cache: &Cache, tools: &ToolRoot, kernel: &Kernel) -> Result<PathBuf
     let system = system(cache)?;
     let key = Key::new("guest")
         .with("1")
-        .with(system.as_os_str().as_encoded_bytes())
+        .with_artefact(cache, &system)
         .with(INIT)
         .with(describe(&kernel.modules)?);
     let dir = cache.artefact(key, Leftover::Discard, |part| {

@@ -59,7 +59,7 @@ impl Kernel {
 /// Returns the kernel made of these fragments, built if it is not there.
 pub fn kernel(cache: &Cache, tools: &ToolRoot, fragments: &[Fragment]) -> Result<Kernel> {
     let source = source(cache, tools)?;
-    let mut key = Key::new("kernel").with("1").with(source.as_os_str().as_encoded_bytes());
+    let mut key = Key::new("kernel").with("1").with_artefact(cache, &source);
     for fragment in fragments {
         key = key.with(fragment.text);
     }
@@ -77,7 +77,7 @@ pub fn kernel(cache: &Cache, tools: &ToolRoot, fragments: &[Fragment]) -> Result
 /// The unpacked kernel source.
 fn source(cache: &Cache, tools: &ToolRoot) -> Result<PathBuf> {
     let archive = format!("usr/src/{KERNEL_SOURCE_PACKAGE}.tar.xz");
-    let key = Key::new("source").with("1").with(tools.path().as_os_str().as_encoded_bytes());
+    let key = Key::new("source").with("1").with_artefact(cache, tools.path());
     let dir = cache.artefact(key, Leftover::Discard, |part| {
         cache.need_space(2500, "the kernel's source")?;
         let step = Step::start("unpacking the kernel's source");

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use qapi::qga;
 
 use agent::Agent;
-pub use clock::ClockOffset;
+pub use clock::{ClockOffset, host_now_ns};
 
 /// The time limit of commands for which none is given.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
