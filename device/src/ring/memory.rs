@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
+use super::pieces::{MAX_PIECES, Pieces, PiecesMut};
+
 /// One region of guest memory.
 ///
 /// # Invariants
@@ -46,7 +48,11 @@ unsafe impl Sync for MemoryMap {}
 impl fmt::Debug for MemoryMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list()
-            .entries(self.regions.iter().map(|r| format!("{:#x}+{:#x}", r.start, r.len)))
+            .entries(
+                self.regions
+                    .iter()
+                    .map(|r| format!("{:#x}+{:#x}", r.start, r.len)),
+            )
             .finish()
     }
 }
@@ -101,9 +107,7 @@ impl MemoryMap {
     /// Appends the pieces of `len` octets at guest address `addr` to `pieces`: more than one where
     /// they cross from a region into the next. `false`, and nothing appended, when any octet is
     /// not guest memory.
-    ///
-    /// The pieces fulfil the invariant of [`Pieces`](super::pieces::Pieces) while this map lives.
-    pub fn gather(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
+    fn gather(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
         let before = pieces.len();
         let mut addr = addr;
         let mut left = u64::from(len);
@@ -113,12 +117,97 @@ impl MemoryMap {
                 return false;
             };
             let here = here.min(left);
-            pieces.push(libc::iovec { iov_base: host.as_ptr().cast(), iov_len: here as usize });
+            pieces.push(libc::iovec {
+                iov_base: host.as_ptr().cast(),
+                iov_len: here as usize,
+            });
             left -= here;
             // Wraps only at the very end of the address space, where no region can follow.
             addr = addr.wrapping_add(here);
         }
         true
+    }
+}
+
+/// Buffers of one or more descriptor chains, in order.
+///
+/// # Invariants
+/// Every piece lies in a region of `map`.
+pub struct PieceList {
+    iov: Vec<libc::iovec>,
+    map: Arc<MemoryMap>,
+}
+
+// SAFETY: as for MemoryMap, which `map` keeps alive.
+unsafe impl Send for PieceList {}
+
+impl fmt::Debug for PieceList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PieceList")
+            .field("count", &self.iov.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PieceList {
+    /// An empty list of pieces of `map`.
+    pub fn new(map: Arc<MemoryMap>) -> Self {
+        PieceList {
+            iov: Vec::with_capacity(MAX_PIECES),
+            map,
+        }
+    }
+
+    /// Number of pieces.
+    pub fn count(&self) -> usize {
+        self.iov.len()
+    }
+
+    /// Appends `len` octets at guest address `addr`. `false`, and nothing appended, when any octet
+    /// is not guest memory.
+    pub fn gather(&mut self, addr: u64, len: u32) -> bool {
+        self.map.gather(addr, len, &mut self.iov)
+    }
+
+    /// Forgets all but the first `count` pieces.
+    pub fn truncate(&mut self, count: usize) {
+        self.iov.truncate(count);
+    }
+
+    /// Forgets the first `count` pieces.
+    pub fn remove_front(&mut self, count: usize) {
+        self.iov.drain(..count.min(self.iov.len()));
+    }
+
+    /// The packet that lies in the pieces.
+    pub fn packet(&self) -> Pieces<'_> {
+        // SAFETY: by the invariant the pieces are mapped while `map` is held, so for this borrow.
+        unsafe { Pieces::new(&self.iov) }
+    }
+
+    /// The room that the pieces are.
+    pub fn room(&mut self) -> PiecesMut<'_> {
+        // SAFETY: as for `packet`; regions are mapped writable, and the exclusive borrow makes this
+        // the only view of ours.
+        unsafe { PiecesMut::new(&self.iov) }
+    }
+
+    /// Runs `fill` on the room that the pieces are, followed by `overflow`.
+    pub fn room_and<R>(
+        &mut self,
+        overflow: &mut [u8],
+        fill: impl FnOnce(&mut PiecesMut<'_>) -> R,
+    ) -> R {
+        let count = self.iov.len();
+        self.iov.push(libc::iovec {
+            iov_base: overflow.as_mut_ptr().cast(),
+            iov_len: overflow.len(),
+        });
+        // SAFETY: as for `room`; `overflow` is borrowed exclusively until after the call, and its
+        // piece is taken off again before anything else can use the list.
+        let result = fill(&mut unsafe { PiecesMut::new(&self.iov) });
+        self.iov.truncate(count);
+        result
     }
 }
 
@@ -138,7 +227,9 @@ unsafe impl Send for Window {}
 
 impl fmt::Debug for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Window").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Window")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 
@@ -149,7 +240,11 @@ impl Window {
         let (host, room) = map.locate(addr)?;
         let fits = u64::try_from(len).is_ok_and(|len| len <= room);
         let aligned = host.as_ptr().addr().is_multiple_of(align);
-        (fits && aligned).then(|| Window { host, len, map: map.clone() })
+        (fits && aligned).then(|| Window {
+            host,
+            len,
+            map: map.clone(),
+        })
     }
 
     /// The map this is a window of.
@@ -179,7 +274,8 @@ impl Window {
     /// Reads a little-endian 16-bit field. An offset outside the window reads 0: callers derive
     /// offsets from the length that they made the window with, so that does not occur.
     pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
-        self.atomic_u16(offset).map_or(0, |field| u16::from_le(field.load(order)))
+        self.atomic_u16(offset)
+            .map_or(0, |field| u16::from_le(field.load(order)))
     }
 
     /// Writes a little-endian 16-bit field; outside the window it does nothing.
@@ -223,15 +319,24 @@ mod tests {
     #[test]
     fn gather_crosses_adjacent_regions_and_refuses_holes() {
         let map = map();
-        let mut pieces = Vec::new();
-        assert!(map.gather(0xff0, 0x20, &mut pieces));
-        assert_eq!(pieces.iter().map(|p| p.iov_len).collect::<Vec<_>>(), [0x10, 0x10]);
-        for (addr, len) in [(0x1ff0, 0x11), (0x3fff, 2), (0x5000, 1), (u64::MAX, 1), (0x4ff0, 17)] {
-            assert!(!map.gather(addr, len, &mut pieces), "{addr:#x}");
-            assert_eq!(pieces.len(), 2);
+        let mut pieces = PieceList::new(map);
+        assert!(pieces.gather(0xff0, 0x20));
+        assert_eq!(
+            pieces.iov.iter().map(|p| p.iov_len).collect::<Vec<_>>(),
+            [0x10, 0x10]
+        );
+        for (addr, len) in [
+            (0x1ff0, 0x11),
+            (0x3fff, 2),
+            (0x5000, 1),
+            (u64::MAX, 1),
+            (0x4ff0, 17),
+        ] {
+            assert!(!pieces.gather(addr, len), "{addr:#x}");
+            assert_eq!(pieces.count(), 2);
         }
-        assert!(map.gather(u64::MAX, 0, &mut pieces));
-        assert_eq!(pieces.len(), 2);
+        assert!(pieces.gather(u64::MAX, 0));
+        assert_eq!(pieces.count(), 2);
     }
 
     #[test]

@@ -6,6 +6,11 @@
 //! * [`pieces`]: a packet as it lies in guest memory.
 //! * [`split`]: the split virtqueue, seen from the device.
 
+#[cfg(test)]
+#[allow(missing_docs)]
+pub mod driver;
 pub mod memory;
 pub mod pieces;
 pub mod split;
+#[cfg(test)]
+mod split_tests;

@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::memory::{MemoryMap, Window};
+use super::memory::{MemoryMap, PieceList, Window};
 use super::pieces::MAX_PIECES;
 
 /// Size of a descriptor (2.7.5).
@@ -39,6 +39,9 @@ const IDX: usize = 2;
 const ENTRIES: usize = 4;
 /// Size of an entry of the used ring: id and length.
 const USED_ENTRY: usize = 8;
+/// Most pieces of one chain: half of what one system call takes, so that a receive queue can hold a
+/// whole chain beside a packet that was not large enough for it.
+const MAX_CHAIN_PIECES: usize = MAX_PIECES / 2;
 /// The largest queue size (2.7).
 pub const MAX_SIZE: u16 = 32768;
 
@@ -79,13 +82,22 @@ impl fmt::Display for RingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RingError::BadSize(size) => {
-                write!(f, "queue size {size} is no power of two from 1 to {MAX_SIZE}")
+                write!(
+                    f,
+                    "queue size {size} is no power of two from 1 to {MAX_SIZE}"
+                )
             }
             RingError::BadArea(area, addr) => {
-                write!(f, "{area} at {addr:#x} is misaligned or not in guest memory")
+                write!(
+                    f,
+                    "{area} at {addr:#x} is misaligned or not in guest memory"
+                )
             }
             RingError::BadAvailIndex { driver, device } => {
-                write!(f, "available index {driver} is ahead of {device} by more than the ring")
+                write!(
+                    f,
+                    "available index {driver} is ahead of {device} by more than the ring"
+                )
             }
             RingError::BadHead(head) => write!(f, "descriptor {head} is outside the table"),
         }
@@ -187,7 +199,10 @@ impl SplitRing {
         // Acquire: what the driver wrote before it moved the index is read after (2.7.13.1).
         let idx = self.avail.load_u16(IDX, Ordering::Acquire);
         if idx.wrapping_sub(self.next_avail) > self.size {
-            return Err(RingError::BadAvailIndex { driver: idx, device: self.next_avail });
+            return Err(RingError::BadAvailIndex {
+                driver: idx,
+                device: self.next_avail,
+            });
         }
         self.avail_idx = idx;
         Ok(idx != self.next_avail)
@@ -198,7 +213,7 @@ impl SplitRing {
     pub fn pop(
         &mut self,
         direction: Direction,
-        pieces: &mut Vec<libc::iovec>,
+        pieces: &mut PieceList,
     ) -> Result<Option<Chain>, RingError> {
         if self.avail_idx == self.next_avail && !self.refresh()? {
             return Ok(None);
@@ -209,7 +224,7 @@ impl SplitRing {
             return Err(RingError::BadHead(head));
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        let before = pieces.len();
+        let before = pieces.count();
         let len = self.walk(head, direction, pieces);
         if len.is_none() {
             pieces.truncate(before);
@@ -220,9 +235,9 @@ impl SplitRing {
     /// Follows a chain (2.7.5). `None` when it breaks the rules: a loop, an index outside the
     /// table, a buffer outside guest memory, a writable descriptor before a readable one, an
     /// indirect table that is nested, empty, of odd size or larger than the ring, more pieces than
-    /// the kernel takes at once. Pieces of the other direction are passed over.
-    fn walk(&self, head: u16, want: Direction, pieces: &mut Vec<libc::iovec>) -> Option<usize> {
-        let before = pieces.len();
+    /// [`MAX_CHAIN_PIECES`]. Pieces of the other direction are passed over.
+    fn walk(&self, head: u16, want: Direction, pieces: &mut PieceList) -> Option<usize> {
+        let before = pieces.count();
         let mut indirect: Option<Window> = None;
         let mut entries = self.size;
         let mut index = head;
@@ -262,9 +277,7 @@ impl SplitRing {
             seen_writable = writable;
             if writable == (want == Direction::Writable) {
                 total = total.checked_add(len as usize)?;
-                if !self.desc.map().gather(addr, len, pieces)
-                    || pieces.len() - before >= MAX_PIECES / 2
-                {
+                if !pieces.gather(addr, len) || pieces.count() - before > MAX_CHAIN_PIECES {
                     return None;
                 }
             }
@@ -333,7 +346,8 @@ impl SplitRing {
     pub fn arm(&mut self) -> Result<bool, RingError> {
         if self.event_idx {
             let avail_event = ENTRIES + USED_ENTRY * usize::from(self.size);
-            self.used.store_u16(avail_event, self.avail_idx, Ordering::Relaxed);
+            self.used
+                .store_u16(avail_event, self.avail_idx, Ordering::Relaxed);
         } else {
             self.used.store_u16(0, 0, Ordering::Relaxed);
         }
