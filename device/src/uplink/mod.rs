@@ -13,6 +13,16 @@ use crate::nic::counters::DropReason;
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{Pieces, PiecesMut};
 
+mod spec;
+pub mod tap;
+
+pub use spec::{BadUplinkSpec, OnCarrier, OpenOptions, UplinkError, UplinkSpec, open};
+
+/// Octets of the largest packet an uplink hands over: virtio-net header, Ethernet header with one
+/// VLAN tag, 65536 octets that the kernel may put together, and one to spare, so that a packet
+/// never fills the room to the last octet and one that was cut is told from one that fits.
+pub const MAX_PACKET: usize = 12 + 18 + 65536 + 1;
+
 /// How a packet fared on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
@@ -53,11 +63,14 @@ pub trait UplinkQueue: Send + Debug {
     /// Sends one packet. Never blocks.
     fn send(&mut self, packet: Pieces<'_>) -> Sent;
 
-    /// Receives one packet. Never blocks. A packet larger than the room is
-    /// `Dropped(DropReason::TooLong)`; the worker always gives room for the largest.
+    /// Receives one packet. Never blocks. The worker always gives [`MAX_PACKET`] octets of room,
+    /// its own memory behind the guest's if need be; a packet that fills less room than that to
+    /// the last octet may have been cut, and is `Dropped(DropReason::TooLong)`.
     fn receive(&mut self, room: &mut PiecesMut<'_>) -> Received;
 
-    /// Whether the queue takes part in receiving; one that does not gets no packets steered to it.
+    /// Whether the queue takes part in receiving; one that does not gets no packets steered to it
+    /// and loses those that wait in it. The first queue always takes part, the others not until
+    /// they are told to. Sending goes on either way.
     fn set_active(&mut self, active: bool) -> io::Result<()> {
         let _ = active;
         Ok(())
