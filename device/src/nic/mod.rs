@@ -13,6 +13,7 @@ use serde::Serialize;
 
 pub mod counters;
 pub mod events;
+pub mod features;
 pub mod offload;
 
 use counters::PairCounters;
