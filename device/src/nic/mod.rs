@@ -14,6 +14,7 @@ use serde::Serialize;
 pub mod counters;
 pub mod events;
 pub mod features;
+pub mod filter;
 pub mod offload;
 
 use counters::PairCounters;
