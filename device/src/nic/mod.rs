@@ -17,6 +17,7 @@ pub mod counters;
 pub mod events;
 pub mod features;
 pub mod filter;
+pub mod header;
 pub mod offload;
 
 use counters::PairCounters;
