@@ -16,6 +16,9 @@
 //!
 //! A packet's way is a straight line: guest ring -> datapath worker -> uplink, and back.
 
+pub mod datapath;
+pub mod frontend;
 pub mod nic;
 pub mod ring;
+pub mod socket;
 pub mod uplink;
