@@ -13,6 +13,7 @@ use crate::nic::counters::DropReason;
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{Pieces, PiecesMut};
 
+pub mod loopback;
 mod spec;
 pub mod tap;
 
@@ -22,6 +23,9 @@ pub use spec::{BadUplinkSpec, OnCarrier, OpenOptions, UplinkError, UplinkSpec, o
 /// VLAN tag, 65536 octets that the kernel may put together, and one to spare, so that a packet
 /// never fills the room to the last octet and one that was cut is told from one that fits.
 pub const MAX_PACKET: usize = 12 + 18 + 65536 + 1;
+
+/// Octets of an Ethernet header: nothing shorter is a frame.
+const ETHERNET_HEADER: usize = 14;
 
 /// How a packet fared on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +61,9 @@ pub struct Negotiated {
 /// One queue of an uplink; used by one worker thread.
 pub trait UplinkQueue: Send + Debug {
     /// The descriptor that tells readiness. The worker watches it edge-triggered, for input and
-    /// output, from start to end: it must stay the same. `None`: nothing ever comes by itself.
+    /// output, from start to end: it must stay the same. `None`: nothing ever comes by itself, but
+    /// what was sent may come back; the worker asks after it has sent, and offers again what found
+    /// the queue busy after it has received.
     fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Sends one packet. Never blocks.

@@ -7,11 +7,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Uplink;
+use super::loopback::Loopback;
 use super::tap::{BadInterfaceName, InterfaceName, Tap, TapError};
 
 /// An uplink by kind and name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UplinkSpec {
+    /// What goes out comes back.
+    Loopback,
     /// The host's tap interface of this name.
     Tap(InterfaceName),
 }
@@ -19,6 +22,7 @@ pub enum UplinkSpec {
 impl fmt::Display for UplinkSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            UplinkSpec::Loopback => f.write_str("loopback"),
             UplinkSpec::Tap(name) => write!(f, "tap:{name}"),
         }
     }
@@ -38,7 +42,7 @@ impl fmt::Display for BadUplinkSpec {
         match self {
             BadUplinkSpec::UnknownKind(text) => write!(
                 f,
-                "there is no uplink '{}'; known are tap:NAME",
+                "there is no uplink '{}'; known are loopback, tap:NAME",
                 text.escape_debug()
             ),
             BadUplinkSpec::TapName(e) => e.fmt(f),
@@ -57,6 +61,7 @@ impl FromStr for UplinkSpec {
             None => (text, None),
         };
         match (kind, rest) {
+            ("loopback", None) => Ok(UplinkSpec::Loopback),
             ("tap", name) => name
                 .unwrap_or_default()
                 .parse()
@@ -113,6 +118,7 @@ pub fn open(
     on_carrier: OnCarrier,
 ) -> Result<Box<dyn Uplink>, UplinkError> {
     match spec {
+        UplinkSpec::Loopback => Ok(Box::new(Loopback::open(options.queue_pairs, &on_carrier))),
         UplinkSpec::Tap(name) => Tap::open(name, options.queue_pairs, on_carrier)
             .map(|tap| Box::new(tap) as Box<dyn Uplink>)
             .map_err(UplinkError::Tap),

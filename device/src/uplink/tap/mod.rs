@@ -20,7 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::{MAX_PACKET, Negotiated, OnCarrier, Received, Sent, Uplink, UplinkQueue};
+use super::{ETHERNET_HEADER, MAX_PACKET, Negotiated, OnCarrier, Received, Sent};
+use super::{Uplink, UplinkQueue};
 use crate::nic::counters::DropReason;
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{MAX_PIECES, Pieces, PiecesMut};
@@ -35,8 +36,6 @@ use carrier::CarrierWatch;
 pub use error::{TapError, TapErrorKind};
 pub use name::{BadInterfaceName, InterfaceName};
 
-/// Octets of an Ethernet header: nothing shorter is a frame.
-const ETHERNET_HEADER: usize = 14;
 /// The header until a driver has been negotiated with: that of VIRTIO 1 (5.1.6).
 const DEFAULT_HEADER: usize = 12;
 
