@@ -16,6 +16,7 @@
 //!
 //! A packet's way is a straight line: guest ring -> datapath worker -> uplink, and back.
 
+pub mod cli;
 pub mod control;
 pub mod nic;
 pub mod ring;
