@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What the NIC has counted. Nothing is dropped without a reason here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+/// A counter with one writer (the worker that owns the queue) and any number of readers, so that
+/// adding needs no locked instruction.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owner of the queue calls this.
+    pub fn add(&self, n: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Serialize for Counter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.get())
+    }
+}
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum DropReason {
+    /// The cable is pulled.
+    LinkDown,
+    /// The descriptor chain breaks the rules (VIRTIO 1.3, 2.7).
+    BadDescriptor,
+    /// The virtio-net header asks for what was not negotiated or cannot be (5.1.6).
+    BadHeader,
+    /// Shorter than an Ethernet header.
+    TooShort,
+    /// Longer than the MTU or the buffers allow.
+    TooLong,
+    /// The receive filter does not want it (5.1.6.5).
+    Filtered,
+    /// The uplink has no room.
+    UplinkFull,
+    /// The uplink refused it or is not there.
+    UplinkError,
+}
+
+/// All reasons, with the names that `ferronic stats` prints.
+pub const DROP_REASONS: [(DropReason, &str); 8] = [
+    (DropReason::LinkDown, "link-down"),
+    (DropReason::BadDescriptor, "bad-descriptor"),
+    (DropReason::BadHeader, "bad-header"),
+    (DropReason::TooShort, "too-short"),
+    (DropReason::TooLong, "too-long"),
+    (DropReason::Filtered, "filtered"),
+    (DropReason::UplinkFull, "uplink-full"),
+    (DropReason::UplinkError, "uplink-error"),
+];
+
+/// Drops by reason. Serialises as a map of the reasons that occurred.
+#[derive(Debug, Default)]
+pub struct Drops([Counter; DROP_REASONS.len()]);
+
+impl Drops {
+    /// Counts one drop.
+    pub fn add(&self, reason: DropReason) {
+        if let Some(counter) = self.0.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// How many packets were dropped for `reason`.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0.get(reason as usize).map_or(0, Counter::get)
+    }
+
+    /// How many packets were dropped for any reason.
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(Counter::get).sum()
+    }
+}
+
+impl Serialize for Drops {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (reason, name) in DROP_REASONS {
+            let count = self.get(reason);
+            if count != 0 {
+                map.serialize_entry(name, &count)?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// Counters of one queue. Receive and transmit are seen from the guest.
+#[derive(Debug, Default, Serialize)]
+#[repr(align(128))]
+pub struct QueueCounters {
+    /// Packets that went all the way.
+    pub packets: Counter,
+    /// Their octets, without the virtio-net header.
+    pub bytes: Counter,
+    /// Packets that did not, by reason.
+    pub drops: Drops,
+    /// Used buffer notifications sent (interrupts).
+    pub interrupts: Counter,
+    /// Used buffer notifications that the driver had asked not to get.
+    #[serde(rename = "interrupts-suppressed")]
+    pub interrupts_suppressed: Counter,
+    /// Available buffer notifications seen (kicks).
+    pub kicks: Counter,
+    /// Times the ring itself was found broken and was stopped.
+    #[serde(rename = "ring-errors")]
+    pub ring_errors: Counter,
+}
+
+/// Counters of a queue pair.
+#[derive(Debug, Default, Serialize)]
+pub struct PairCounters {
+    /// Receive queue: uplink to guest.
+    pub rx: QueueCounters,
+    /// Transmit queue: guest to uplink.
+    pub tx: QueueCounters,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_serialise_by_name_and_the_table_matches_the_enum() {
+        let drops = Drops::default();
+        for (index, (reason, _)) in DROP_REASONS.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+        drops.add(DropReason::Filtered);
+        drops.add(DropReason::Filtered);
+        assert_eq!(serde_json::to_string(&drops).unwrap(), r#"{"filtered":2}"#);
+        assert_eq!(drops.total(), 2);
+    }
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A packet as it lies in guest memory: pieces, in order.
+//!
+//! The guest may change these bytes at any moment, so no reference to them is ever made: data is
+//! moved by the kernel (`readv`, `writev`) or by volatile copies.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd};
+
+use vm_memory::VolatileSlice;
+
+/// A packet to be read: the device-readable part of a descriptor chain.
+///
+/// # Invariants
+/// Each piece points to `iov_len` octets that stay mapped, and are read by others only through
+/// volatile or kernel access, for `'m`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pieces<'m> {
+    iov: &'m [libc::iovec],
+    len: usize,
+}
+
+/// Room for a packet: the device-writable part of one or more descriptor chains.
+///
+/// # Invariants
+/// As [`Pieces`], and each piece may be written.
+#[derive(Debug)]
+pub struct PiecesMut<'m> {
+    iov: &'m [libc::iovec],
+    len: usize,
+    _exclusive: PhantomData<&'m mut [u8]>,
+}
+
+fn total(iov: &[libc::iovec]) -> usize {
+    iov.iter()
+        .fold(0, |sum, piece| sum.saturating_add(piece.iov_len))
+}
+
+fn checked(n: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// The kernel takes no more pieces than this in one call (`IOV_MAX`).
+pub const MAX_PIECES: usize = 1024;
+
+fn count(iov: &[libc::iovec]) -> libc::c_int {
+    // Never truncates: MAX_PIECES is far below c_int's range.
+    iov.len().min(MAX_PIECES) as libc::c_int
+}
+
+/// Volatile copy of `pieces`, from octet `offset` on, in or out of a buffer of `want` octets.
+/// `copy(slice, done)` moves one piece's share; returns the octets moved.
+fn walk(
+    iov: &[libc::iovec],
+    mut offset: usize,
+    want: usize,
+    mut copy: impl FnMut(VolatileSlice<'_>, usize) -> usize,
+) -> usize {
+    let mut done = 0;
+    for piece in iov {
+        if offset >= piece.iov_len {
+            offset -= piece.iov_len;
+            continue;
+        }
+        if done == want {
+            break;
+        }
+        let here = (piece.iov_len - offset).min(want - done);
+        // SAFETY: by the invariant of Pieces and PiecesMut the piece is mapped for the borrow's
+        // length, and offset + here <= iov_len.
+        let slice = unsafe { VolatileSlice::new(piece.iov_base.cast::<u8>().add(offset), here) };
+        done += copy(slice, done);
+        offset = 0;
+    }
+    done
+}
+
+impl<'m> Pieces<'m> {
+    /// A packet over `iov`.
+    ///
+    /// # Safety
+    /// The invariant of the type must hold for `'m`.
+    pub unsafe fn new(iov: &'m [libc::iovec]) -> Self {
+        Pieces {
+            iov,
+            len: total(iov),
+        }
+    }
+
+    /// A packet over one buffer of our own.
+    pub fn with_bytes<R>(bytes: &[u8], run: impl FnOnce(Pieces<'_>) -> R) -> R {
+        let iov = [libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        }];
+        // SAFETY: the shared borrow of `bytes` outlives the call and Pieces only reads.
+        run(unsafe { Pieces::new(&iov) })
+    }
+
+    /// Octets in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of pieces.
+    pub fn count(&self) -> usize {
+        self.iov.len()
+    }
+
+    /// Copies out from octet `offset` on; returns how much was there, up to `into.len()`.
+    pub fn copy_to(&self, offset: usize, into: &mut [u8]) -> usize {
+        walk(self.iov, offset, into.len(), |slice, done| {
+            match into.get_mut(done..) {
+                Some(rest) => slice.copy_to(rest),
+                None => 0,
+            }
+        })
+    }
+
+    /// Writes the whole packet to `fd` in one `writev`.
+    pub fn write_to(&self, fd: impl AsFd) -> io::Result<usize> {
+        let fd = fd.as_fd().as_raw_fd();
+        // SAFETY: the pieces are mapped (invariant); the kernel only reads them.
+        checked(unsafe { libc::writev(fd, self.iov.as_ptr(), count(self.iov)) })
+    }
+}
+
+impl<'m> PiecesMut<'m> {
+    /// Room over `iov`.
+    ///
+    /// # Safety
+    /// The invariant of the type must hold for `'m`.
+    pub unsafe fn new(iov: &'m [libc::iovec]) -> Self {
+        PiecesMut {
+            iov,
+            len: total(iov),
+            _exclusive: PhantomData,
+        }
+    }
+
+    /// Room over one buffer of our own.
+    pub fn with_bytes<R>(bytes: &mut [u8], run: impl FnOnce(PiecesMut<'_>) -> R) -> R {
+        let iov = [libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        }];
+        // SAFETY: the exclusive borrow of `bytes` outlives the call.
+        run(unsafe { PiecesMut::new(&iov) })
+    }
+
+    /// Octets of room in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no room.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies in from octet `offset` on; returns how much fitted.
+    pub fn copy_from(&mut self, offset: usize, from: &[u8]) -> usize {
+        walk(self.iov, offset, from.len(), |slice, done| {
+            match from.get(done..) {
+                Some(rest) => {
+                    let n = slice.len().min(rest.len());
+                    slice.copy_from(rest);
+                    n
+                }
+                None => 0,
+            }
+        })
+    }
+
+    /// Copies out what was put in, from octet `offset` on.
+    pub fn copy_to(&self, offset: usize, into: &mut [u8]) -> usize {
+        Pieces {
+            iov: self.iov,
+            len: self.len,
+        }
+        .copy_to(offset, into)
+    }
+
+    /// Fills from `fd` with one `readv`.
+    pub fn read_from(&mut self, fd: impl AsFd) -> io::Result<usize> {
+        let fd = fd.as_fd().as_raw_fd();
+        // SAFETY: the pieces are mapped and may be written (invariant).
+        checked(unsafe { libc::readv(fd, self.iov.as_ptr(), count(self.iov)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn iov(bytes: &mut [u8]) -> libc::iovec {
+        libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        }
+    }
+
+    #[test]
+    fn copies_cross_pieces() {
+        let (mut a, mut b, mut c) = (*b"abc", *b"", *b"defgh");
+        let pieces = [iov(&mut a), iov(&mut b), iov(&mut c)];
+        // SAFETY: the arrays outlive the views.
+        let packet = unsafe { Pieces::new(&pieces) };
+        let mut out = [0; 8];
+        assert_eq!(packet.len(), 8);
+        assert_eq!(packet.copy_to(0, &mut out), 8);
+        assert_eq!(&out, b"abcdefgh");
+        assert_eq!(packet.copy_to(2, &mut out[..3]), 3);
+        assert_eq!(&out[..3], b"cde");
+        assert_eq!(packet.copy_to(7, &mut out), 1);
+        assert_eq!(packet.copy_to(8, &mut out), 0);
+        // SAFETY: as above.
+        let mut room = unsafe { PiecesMut::new(&pieces) };
+        assert_eq!(room.copy_from(1, b"XYZW"), 4);
+        assert_eq!(room.copy_from(7, b"QQ"), 1);
+        assert_eq!((&a, &c), (b"aXY", b"ZWfgQ"));
+    }
+}
