@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::accel::Choice;
 use crate::sandbox::tool::ToolArgs;
+use crate::{demo, shell, test};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 all went well, 1 something failed, 2 wrong usage.
@@ -48,13 +49,19 @@ pub struct Options {
 /// What to do
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make what is missing (tools, kernel, guest), and nothing else
-    Prepare,
-    /// Boot a guest on QEMU's own NIC, run a shell command in it and print what it says
+    /// Show the NIC at work: iperf3 both ways, the cable pulled under traffic, a report
+    Demo(demo::Args),
+    /// Run all tests: the repository's own on the host, and scenarios in guests
+    Test(test::Args),
+    /// Boot a guest and give you its console, with the NIC and its control socket ready
+    Shell(shell::Args),
+    /// Boot a guest, run a shell command in it and print what it says
     Run {
         /// The command, given to sh -c
         script: String,
     },
+    /// Make what is missing (tools, kernel, guest), and nothing else
+    Prepare,
     /// Run a program of the tool root: qemu-system-x86_64, passt, iperf3, ...
     Exec {
         /// The program and its arguments
@@ -72,8 +79,19 @@ impl Command {
     /// The name of its log directories.
     pub fn name(&self) -> &'static str {
         match self {
+            Command::Demo(_) => "demo",
+            Command::Test(_) => "test",
+            Command::Shell(_) => "shell",
             Command::Run { .. } => "run",
-            _ => "lab",
+            Command::Prepare => "prepare",
+            Command::Exec { .. } => "exec",
+            Command::Clean => "clean",
+            Command::Tool(_) => crate::sandbox::tool::SUBCOMMAND,
         }
+    }
+
+    /// Whether it plugs in our NIC.
+    pub fn needs_ferronic(&self) -> bool {
+        matches!(self, Command::Demo(_) | Command::Test(_) | Command::Shell(_))
     }
 }

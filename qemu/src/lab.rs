@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Everything a command needs, made ready.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +13,7 @@ use crate::artefacts::kernel::{self, Kernel};
 use crate::artefacts::{guest, tools};
 use crate::cache::Cache;
 use crate::cli::Options;
+use crate::progress::Step;
 use crate::sandbox::net::Run;
 use crate::sandbox::tool::ToolRoot;
 
@@ -35,6 +37,8 @@ pub struct Lab {
     pub kernel: Kernel,
     /// The guest's root file system.
     pub image: PathBuf,
+    /// The program `ferronic`.
+    pub ferronic: PathBuf,
     /// What guests run on.
     pub accel: Accel,
     /// Where this run's files go.
@@ -55,6 +59,39 @@ pub fn prepare(options: &Options) -> Result<Parts> {
     Ok(Parts { cache, tools, kernel, image })
 }
 
+/// Builds the NIC.
+pub fn build_ferronic() -> Result<()> {
+    let step = Step::start("building ferronic (release)");
+    let output = Command::new(cargo())
+        .args(["build", "--release", "--package", "ferronic"])
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo build failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    step.done();
+    Ok(())
+}
+
+/// The cargo that runs the lab, or the one in PATH.
+pub fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// The repository.
+pub fn workspace() -> &'static Path {
+    let lab = Path::new(env!("CARGO_MANIFEST_DIR"));
+    lab.parent().unwrap_or(lab)
+}
+
+/// A program of this workspace, built for release as the lab itself is.
+fn beside_lab(name: &str) -> Result<PathBuf> {
+    let lab = std::env::current_exe().context("cannot find the lab's own program file")?;
+    Ok(lab.with_file_name(name))
+}
+
 impl Parts {
     /// The cache directory.
     pub fn cache(&self) -> &Cache {
@@ -70,7 +107,9 @@ impl Parts {
         }
         let Parts { cache, tools, kernel, image } = self;
         let qemu = options.qemu.clone();
-        let mut lab = Lab { cache, tools, kernel, image, accel: Accel::Tcg, run, qemu, names: AtomicU32::new(0) };
+        let ferronic = beside_lab("ferronic")?;
+        let accel = Accel::Tcg;
+        let mut lab = Lab { cache, tools, kernel, image, ferronic, accel, run, qemu, names: AtomicU32::new(0) };
         lab.accel = accel::choose(&lab, options.accel)?;
         Ok(lab)
     }

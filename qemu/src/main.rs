@@ -8,8 +8,13 @@
 
 mod accel;
 mod artefacts;
+mod backend;
+mod cable;
 mod cache;
+mod carrier;
 mod cli;
+mod demo;
+mod far_end;
 mod guest;
 mod host;
 mod lab;
@@ -17,6 +22,10 @@ mod machine;
 mod net;
 mod progress;
 mod sandbox;
+mod scenarios;
+mod shell;
+mod test;
+mod traffic;
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::ExitCode;
@@ -47,28 +56,53 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Prepare => {
             lab::prepare(&cli.options)?;
         }
-        command => return run_in_namespaces(cli, command),
+        Command::Test(args) if args.list => test::list(),
+        command => {
+            return match sandbox::net::inside()? {
+                None => outside(cli, command),
+                Some(run) => inside(cli, command, run),
+            };
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_in_namespaces(cli: &Cli, command: &Command) -> Result<ExitCode> {
+/// The outer process: makes what is missing, then calls itself in new namespaces.
+fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
     let parts = lab::prepare(&cli.options)?;
-    let Some(run) = sandbox::net::inside()? else {
-        let logs = parts.cache().new_log_dir(command.name())?;
+    if command.needs_ferronic() {
+        lab::build_ferronic()?;
+    }
+    let logs = parts.cache().new_log_dir(command.name())?;
+    if let Command::Test(args) = command {
+        let counts = test::on_host(args)?;
         let status = sandbox::net::run_inside(&logs)?;
-        return match status.code() {
-            Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
-            None => bail!("the lab died of signal {:?}; logs are in {}", status.signal(), logs.display()),
-        };
-    };
+        return Ok(if test::conclude(counts, &logs, status) { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let status = sandbox::net::run_inside(&logs)?;
+    match status.code() {
+        Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+        None => bail!("the lab died of signal {:?}; logs are in {}", status.signal(), logs.display()),
+    }
+}
+
+/// The inner process: the work itself.
+fn inside(cli: &Cli, command: &Command, run: sandbox::net::Run) -> Result<ExitCode> {
     sandbox::net::settle()?;
-    let lab = parts.into_lab(&cli.options, run)?;
+    let lab = lab::prepare(&cli.options)?.into_lab(&cli.options, run)?;
     net::settle(&lab)?;
     match command {
-        Command::Run { script } => run_script(&lab, script),
-        _ => bail!("this command needs no guest"),
+        Command::Demo(args) => demo::run(&lab, args)?,
+        Command::Shell(args) => shell::run(&lab, args)?,
+        Command::Run { script } => return run_script(&lab, script),
+        Command::Test(args) => {
+            if !test::in_guests(&lab, args)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        _ => bail!("`{}` needs no guest", command.name()),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn exec(program: &[std::ffi::OsString]) -> Result<()> {

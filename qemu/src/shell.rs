@@ -32,17 +32,16 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
     let backend = Backend::start(lab, &Options { queues: args.queues, ..Options::new(args.uplink) })?;
     let mut spec = Spec::new("shell", backend.nic(args.attach, args.queues)?);
     spec.shell = true;
+    match args.uplink {
+        Uplink::Tap => {
+            spec.init.push(format!("ferronic.address={}/24", net::GUEST_IP));
+            say(format!("the host is {} to the guest", net::HOST_IP));
+        }
+        Uplink::User => spec.init.push("ferronic.dhcp".into()),
+        Uplink::Loopback => spec.init.push(format!("ferronic.address={}/24", net::GUEST_IP)),
+    }
     say(format!("the backend: {}", backend.command_line()));
     say(format!("in another terminal: {} link down --control {}", lab.ferronic.display(), backend.control.display()));
-    match args.uplink {
-        Uplink::Tap => say(format!(
-            "in the guest: ip addr add {}/24 dev eth0; ip link set eth0 up; ping {}",
-            net::GUEST_IP,
-            net::HOST_IP
-        )),
-        Uplink::User => say("in the guest: ip link set eth0 up; udhcpc -i eth0"),
-        Uplink::Loopback => say("in the guest: ip link set eth0 up"),
-    }
     say("`exit` ends the guest, Ctrl-A X ends QEMU");
     let machine = Machine::boot(lab, &spec)?;
     machine.wait()?;

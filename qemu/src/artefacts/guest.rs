@@ -19,7 +19,18 @@ use crate::sandbox::tool::ToolRoot;
 
 const INIT: &str = include_str!("../../guest/init");
 /// Where init is in the guest, for the kernel's command line.
-pub const INIT_PATH: &str = "/ferronic-init";
+pub const INIT_PATH: &str = "/ferronic/init";
+/// Checks bytes that went over TCP and UDP.
+pub const BYTES_CHECK: &str = include_str!("../../guest/bytes-check");
+/// Sends and receives single frames.
+pub const FRAMES: &str = include_str!("../../guest/frames");
+/// Our own programs in the guest, all in `/ferronic`.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("init", INIT),
+    ("carrier-watch", include_str!("../../guest/carrier-watch")),
+    ("bytes-check", BYTES_CHECK),
+    ("frames", FRAMES),
+];
 
 const SYSTEM: System = System {
     variant: "essential",
@@ -33,11 +44,10 @@ const SYSTEM: System = System {
 /// Returns the image for this kernel, made if it is not there.
 pub fn image(cache: &Cache, tools: &ToolRoot, kernel: &Kernel) -> Result<PathBuf> {
     let system = system(cache)?;
-    let key = Key::new("guest")
-        .with("1")
-        .with_artefact(cache, &system)
-        .with(INIT)
-        .with(describe(&kernel.modules)?);
+    let mut key = Key::new("guest").with("1").with_artefact(cache, &system).with(describe(&kernel.modules)?);
+    for (name, text) in PROGRAMS {
+        key = key.with(name).with(text);
+    }
     let dir = cache.artefact(key, Leftover::Discard, |part| {
         cache.need_space(2000, "the guest image")?;
         let step = Step::start("making the guest image");
@@ -88,15 +98,18 @@ fn build(tools: &ToolRoot, system: &Path, modules: &Path, part: &Path) -> Result
     let tar_file = part.join("root.tar");
     fs::copy(system, &tar_file).with_context(|| format!("cannot copy {}", system.display()))?;
 
-    let init = part.join(INIT_PATH.trim_start_matches('/'));
-    fs::write(&init, INIT)?;
+    let programs = part.join("ferronic");
+    fs::create_dir_all(&programs)?;
+    for (name, text) in PROGRAMS {
+        fs::write(programs.join(name), text).with_context(|| format!("cannot write {name}"))?;
+    }
     let add = |dir: &Path, name: &str, options: &[&str]| {
         let mut tar = Command::new("tar");
-        tar.args(["--owner=0", "--group=0", "--mode=u+rwX,go+rX", "-rf"]).arg(&tar_file);
+        tar.args(["--owner=0", "--group=0", "-rf"]).arg(&tar_file);
         tar.args(options).arg("-C").arg(dir).arg(name);
         run_logged(&mut tar, &log)
     };
-    add(part, "ferronic-init", &["--mode=755"])?;
+    add(part, "./ferronic", &["--mode=755"])?;
     add(modules, ".", &["--exclude=./*/build", "--exclude=./*/source", "--transform=s,^\\.,./usr/lib/modules,"])?;
 
     // No journal: every boot starts from this image and throws its changes away.
@@ -105,6 +118,6 @@ fn build(tools: &ToolRoot, system: &Path, modules: &Path, part: &Path) -> Result
     mke2fs.arg(&tar_file).arg(part.join("root.ext4")).arg("1G");
     run_logged(&mut mke2fs, &log)?;
     fs::remove_file(&tar_file)?;
-    fs::remove_file(&init)?;
+    fs::remove_dir_all(&programs)?;
     Ok(())
 }

@@ -53,12 +53,14 @@ pub struct Spec {
     pub memory_mib: u32,
     /// Whether the terminal is the guest's console, with a shell.
     pub shell: bool,
+    /// More words for the guest's init, on the kernel's command line.
+    pub init: Vec<String>,
 }
 
 impl Spec {
     /// A machine with this NIC and the stock driver.
     pub fn new(name: impl Into<String>, nic: Nic) -> Self {
-        Spec { name: name.into(), nic, driver: Driver::C, cpus: 2, memory_mib: 512, shell: false }
+        Spec { name: name.into(), nic, driver: Driver::C, cpus: 2, memory_mib: 512, shell: false, init: Vec::new() }
     }
 }
 
@@ -137,16 +139,14 @@ impl Machine {
 
     /// Resets the machine and waits for the guest to be up again.
     pub fn reset(&self) -> Result<()> {
-        // The old agent would go on answering until the reset takes effect.
-        self.qmp(|q| {
-            q.execute(&commands::system_reset {})?;
-            q.wait_event("RESET", Duration::from_secs(10))
-        })?;
-        self.wait_boot()
+        self.qmp(|q| q.execute(&commands::system_reset {}))?;
+        self.wait_reset()
     }
 
-    /// Waits for the guest's agent after a reboot.
-    pub fn wait_boot(&self) -> Result<()> {
+    /// Waits until the machine has been reset, by whoever it is, and the guest is up again.
+    pub fn wait_reset(&self) -> Result<()> {
+        // Not just for the agent: the old one goes on answering until the reset takes effect.
+        self.qmp(|q| q.wait_event("RESET", Duration::from_secs(20)))?;
         self.guest.wait_ready(Instant::now() + BOOT_LIMIT, || self.ended().is_none())
     }
 
@@ -265,6 +265,10 @@ fn kernel_command_line(spec: &Spec) -> String {
     line += if spec.shell { " quiet ferronic.shell" } else { " loglevel=5" };
     if spec.driver == Driver::C {
         line += " ferronic.modules=virtio_pci,virtio_net";
+    }
+    for word in &spec.init {
+        line += " ";
+        line += word;
     }
     line
 }

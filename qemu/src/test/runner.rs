@@ -89,7 +89,10 @@ impl<'a> Runner<'a> {
         };
         let name = format!("{}::end", bed.setup);
         match bed.close() {
-            Ok(()) => self.counts.passed += 1,
+            Ok(()) => {
+                println!("test {name} ... ok");
+                self.counts.passed += 1;
+            }
             Err(e) => {
                 println!("test {name} ... FAILED\n{e:#}");
                 self.counts.failed += 1;
