@@ -28,7 +28,7 @@ const CARRIER_LIMIT: Duration = Duration::from_secs(10);
 pub struct Cable {
     /// Where the guest reaches the iperf3 server.
     pub server: String,
-    _host_server: Option<Server>,
+    host_server: Option<Server>,
 }
 
 impl Cable {
@@ -64,11 +64,19 @@ impl Cable {
                 (HOST_IP.to_owned(), None)
             }
         };
-        let cable = Cable { server, _host_server: host_server };
+        let cable = Cable { server, host_server };
         guest
             .sh(&format!("ping -c 1 -w 10 {}", cable.server))
             .with_context(|| format!("the guest does not reach the far end, {}", cable.server))?;
         Ok(cable)
+    }
+
+    /// The same again, for a guest that has lost its end: after a reboot, or with a new driver.
+    pub fn lay_again(&mut self, lab: &Lab, guest: &Guest, uplink: Uplink) -> Result<()> {
+        // The old server holds the port, and may be waiting for a client that is gone.
+        self.host_server = None;
+        *self = Cable::lay(lab, guest, uplink)?;
+        Ok(())
     }
 }
 
