@@ -1,3 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The binary `ferronic`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ferronic::cli::main()
+}

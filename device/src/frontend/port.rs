@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,35 +20,37 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use crate::datapath::Dataplane;
 use crate::nic::events::{Event, Subscription};
 use crate::nic::{Attachment, Nic};
-use crate::socket::BoundListener;
+use crate::socket::{Access, Bound, bind};
 
 use super::connection::{Connection, Status};
 
 /// Where frontends come from.
 #[derive(Debug)]
 pub enum Source {
-    /// A socket that we bind to this path.
-    Path(PathBuf),
-    /// A listening socket that we were started with.
-    Inherited(UnixListener),
+    /// We listen, and own the file.
+    Bound(Bound),
+    /// We listen on what we were given.
+    Listener(UnixListener),
+    /// The frontend is connected already. When it goes, nobody can come after it.
+    Connected(UnixStream),
 }
 
 #[derive(Debug)]
 enum Listening {
     /// At a path of ours: listening is given up while the link is down.
-    Path {
-        path: PathBuf,
-        listener: Option<BoundListener>,
-    },
+    Path { path: PathBuf, bound: Option<Bound> },
     /// On a socket that we cannot make again: frontends are turned away while the link is down.
     Inherited(UnixListener),
+    /// Nobody can come.
+    Over,
 }
 
 impl Listening {
     fn listener(&self) -> Option<&UnixListener> {
         match self {
-            Listening::Path { listener, .. } => listener.as_ref().map(BoundListener::listener),
+            Listening::Path { bound, .. } => bound.as_ref().map(|bound| &bound.listener),
             Listening::Inherited(listener) => Some(listener),
+            Listening::Over => None,
         }
     }
 }
@@ -64,31 +66,60 @@ pub struct Port {
     /// The last frontend was dropped because the link is down: the next would be, too.
     unplugged: bool,
     watched: HashMap<RawFd, EventSet>,
+    on_end: OnEnd,
+}
+
+/// Called when the last frontend that could come has gone.
+pub struct OnEnd(pub Box<dyn Fn() + Send>);
+
+impl std::fmt::Debug for OnEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnEnd")
+    }
 }
 
 impl Port {
-    /// Listens.
-    pub fn new(source: Source, nic: Arc<Nic>, dataplane: Arc<Dataplane>) -> io::Result<Self> {
-        let events = nic.events().subscribe()?;
-        let listening = match source {
-            Source::Path(path) => {
-                let listener = Some(BoundListener::bind(&path)?);
-                Listening::Path { path, listener }
-            }
-            Source::Inherited(listener) => {
-                listener.set_nonblocking(true)?;
-                Listening::Inherited(listener)
-            }
-        };
-        Ok(Port {
+    /// A port that takes frontends from `source`.
+    pub fn new(
+        source: Source,
+        nic: Arc<Nic>,
+        dataplane: Arc<Dataplane>,
+        on_end: OnEnd,
+    ) -> io::Result<Self> {
+        let mut port = Port {
+            events: nic.events().subscribe()?,
             nic,
             dataplane,
-            events,
-            listening,
+            listening: Listening::Over,
             connection: None,
             unplugged: false,
             watched: HashMap::new(),
-        })
+            on_end,
+        };
+        match source {
+            Source::Bound(bound) => {
+                let path = bound.file.path().to_owned();
+                port.listening = Listening::Path {
+                    path,
+                    bound: Some(bound),
+                };
+            }
+            Source::Listener(listener) => {
+                listener.set_nonblocking(true)?;
+                port.listening = Listening::Inherited(listener);
+            }
+            Source::Connected(stream) => port.connect(stream)?,
+        }
+        // The link may have been set before anybody listened to its events.
+        port.dataplane.link_changed();
+        Ok(port)
+    }
+
+    fn connect(&mut self, stream: UnixStream) -> io::Result<()> {
+        let connection = Connection::new(stream, self.nic.clone(), self.dataplane.clone())?;
+        log::info!("frontend connected");
+        self.connection = Some(connection);
+        Ok(())
     }
 
     fn accept(&mut self) {
@@ -97,14 +128,10 @@ impl Port {
         };
         if self.connection.is_some() {
             log::warn!("a second frontend was turned away: the NIC is plugged in already");
-        } else if !self.unplugged {
-            match Connection::new(stream, self.nic.clone(), self.dataplane.clone()) {
-                Ok(connection) => {
-                    log::info!("frontend connected");
-                    self.connection = Some(connection);
-                }
-                Err(e) => log::error!("a frontend cannot be served: {e}"),
-            }
+        } else if !self.unplugged
+            && let Err(e) = self.connect(stream)
+        {
+            log::error!("a frontend cannot be served: {e}");
         }
     }
 
@@ -154,19 +181,19 @@ impl Port {
         if let Some(fd) = self.listening.listener().map(AsRawFd::as_raw_fd) {
             self.unwatch(fd, ops);
         }
-        if let Listening::Path { listener, .. } = &mut self.listening {
-            *listener = None;
+        if let Listening::Path { bound, .. } = &mut self.listening {
+            *bound = None;
         }
     }
 
     /// Takes frontends again.
     fn plug(&mut self) {
         self.unplugged = false;
-        if let Listening::Path { path, listener } = &mut self.listening
-            && listener.is_none()
+        if let Listening::Path { path, bound } = &mut self.listening
+            && bound.is_none()
         {
-            match BoundListener::bind(path) {
-                Ok(bound) => *listener = Some(bound),
+            match bind(path, Access::Umask) {
+                Ok(again) => *bound = Some(again),
                 Err(e) => log::error!(
                     "cannot listen again: {e}; no frontend can come until `ferronic link down` \
                      and `up` succeed"
@@ -183,6 +210,9 @@ impl Port {
             }
             drop(connection);
             log::info!("frontend disconnected");
+            if matches!(self.listening, Listening::Over) {
+                (self.on_end.0)();
+            }
         }
     }
 
