@@ -37,7 +37,6 @@ fn try_open(queue_pairs: u16) -> Result<Box<dyn Uplink>, UplinkError> {
         queue_pairs,
         mtu: 1500,
         passt: None,
-        passt_arguments: Vec::new(),
     };
     open(&"tap:fer0".parse().unwrap(), &options, carrier().0)
 }
@@ -398,7 +397,6 @@ fn a_pulled_cable_shows_as_no_carrier() {
             queue_pairs: 1,
             mtu: 1500,
             passt: None,
-            passt_arguments: Vec::new(),
         };
         let tap = open(&"tap:fer0".parse().unwrap(), &options, tell).unwrap();
         assert!(told.recv_timeout(PATIENCE).unwrap());
@@ -422,7 +420,6 @@ fn taking_the_interface_down_is_noticed_and_so_is_deleting_it() {
             queue_pairs: 1,
             mtu: 1500,
             passt: None,
-            passt_arguments: Vec::new(),
         };
         let mut tap = open(&"tap:fer0".parse().unwrap(), &options, tell).unwrap();
         let mut queue = tap.take_queues().pop().unwrap();
@@ -482,7 +479,6 @@ fn a_tap_that_is_down_at_the_start_says_so() {
             queue_pairs: 1,
             mtu: 1500,
             passt: None,
-            passt_arguments: Vec::new(),
         };
         let _tap = open(&"tap:fer0".parse().unwrap(), &options, tell).unwrap();
         assert_eq!(told.try_recv(), Ok(false));

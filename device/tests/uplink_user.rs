@@ -88,7 +88,6 @@ fn open_with(passt: PathBuf, queue_pairs: u16) -> Result<Opened, UserError> {
         queue_pairs,
         mtu: 1500,
         passt: Some(passt),
-        passt_arguments: Vec::new(),
     };
     let mut uplink = match open(&"user".parse().unwrap(), &options, tell) {
         Ok(uplink) => uplink,

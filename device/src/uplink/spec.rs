@@ -86,8 +86,6 @@ pub struct OpenOptions {
     pub mtu: u16,
     /// Where passt is; `None` searches `PATH`.
     pub passt: Option<PathBuf>,
-    /// More arguments for passt, such as `--tcp-ports 2222:22`.
-    pub passt_arguments: Vec<String>,
 }
 
 /// Told when the uplink's own carrier comes or goes, and once before [`open`] returns. Called from

@@ -40,12 +40,11 @@ pub enum UserError {
 
 impl fmt::Display for UserError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("uplink user: ")?;
         match self {
             UserError::QueuePairs(wanted) => write!(
                 f,
-                "it has one queue pair, and {wanted} were wanted; use --queues 1, or a tap, \
-                 which has more"
+                "the user uplink has one queue pair, and {wanted} were wanted; use --queues 1, or \
+                 a tap, which has more"
             ),
             UserError::NotFound(program) if program.components().count() == 1 => write!(
                 f,

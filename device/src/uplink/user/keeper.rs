@@ -258,7 +258,7 @@ impl Watch {
                 Ok(Start::Ended(ending)) => log::warn!(
                     "uplink user: passt ended at once: {ending}; trying again in {pause:?}"
                 ),
-                Err(e) => log::warn!("{e}; trying again in {pause:?}"),
+                Err(e) => log::warn!("uplink user: {e}; trying again in {pause:?}"),
             }
         }
     }

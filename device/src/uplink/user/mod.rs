@@ -12,6 +12,8 @@
 //! buffers ([`framing`]), so that one system call moves many.
 //!
 //! # Limitations
+//! * There is no option for more arguments to passt (forwarded ports, say): name a script with
+//!   `--passt` that ends in `exec passt "$@" --tcp-ports 2222:22`.
 //! * Frames that were on their way when passt ended are lost without being counted.
 //! * passt sends a datagram from the outside as one frame however large it is, up to 64 KiB. One
 //!   that does not fit the driver's buffers is dropped there, and counted.
@@ -71,7 +73,6 @@ impl User {
                 .clone()
                 .unwrap_or_else(|| PathBuf::from("passt")),
             mtu: options.mtu,
-            arguments: options.passt_arguments.clone(),
         };
         let slot = Slot::new().map_err(|source| UserError::System {
             what: "cannot make an epoll descriptor",
