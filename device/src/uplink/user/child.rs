@@ -58,9 +58,20 @@ impl Program {
         .map(String::from)
     }
 
+    /// Whether the program is to be looked for in `PATH`, and is in none of its directories.
+    fn is_nowhere_in_path(&self) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        self.path.components().count() == 1
+            && !std::env::split_paths(&path).any(|directory| directory.join(&self.path).exists())
+    }
+
     fn start_error(&self, source: io::Error) -> UserError {
         match source.kind() {
             io::ErrorKind::NotFound => UserError::NotFound(self.path.clone()),
+            // So it ends when a directory of PATH may not be searched.
+            io::ErrorKind::PermissionDenied if self.is_nowhere_in_path() => {
+                UserError::NotFound(self.path.clone())
+            }
             _ => UserError::NotStarted {
                 program: self.path.clone(),
                 source,

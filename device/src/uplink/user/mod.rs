@@ -7,9 +7,9 @@
 //! a length, a frame. There is no virtio-net header on that socket, so nothing can be left
 //! unfinished in either direction, and there is one stream, so there is one queue pair.
 //!
-//! passt may end at any time. A thread ([`keeper`]) sleeps until it does and starts another; the
-//! queue sees an empty slot ([`slot`]) meanwhile and drops what it is given. Frames gather in
-//! buffers ([`framing`]), so that one system call moves many.
+//! passt may end at any time. A thread (`keeper`) sleeps until it does and starts another; the
+//! queue sees an empty slot (`slot`) meanwhile and drops what it is given. Frames gather in
+//! buffers (`framing`), so that one system call moves many.
 //!
 //! # Limitations
 //! * There is no option for more arguments to passt (forwarded ports, say): name a script with
