@@ -22,6 +22,15 @@ pub enum FrontendAddress {
     Descriptor(RawFd),
 }
 
+impl fmt::Display for FrontendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FrontendAddress::Path(path) => path.display().fmt(f),
+            FrontendAddress::Descriptor(fd) => write!(f, "file descriptor {fd}"),
+        }
+    }
+}
+
 /// The opened socket.
 #[derive(Debug)]
 pub enum FrontendSocket {

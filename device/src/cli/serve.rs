@@ -121,7 +121,7 @@ fn announce(options: &ServeOptions) {
         Some(path) => log::info!("control socket {}", path.display()),
         None => log::info!("no control socket: --control PATH makes one"),
     }
-    log::info!("waiting for a frontend: {:?}", options.frontend);
+    log::info!("waiting for a frontend on {}", options.frontend);
 }
 
 fn operation(error: impl std::fmt::Display) -> Failure {
