@@ -347,3 +347,19 @@ fn a_server_that_speaks_another_language_is_named() {
     assert!(matches!(error, ClientError::Protocol { .. }), "{error}");
     thread.join().unwrap();
 }
+
+/// A client made for QEMU, typed after QEMU's own schema.
+#[test]
+fn a_stock_qmp_client_works() {
+    let running = start();
+    let stream = UnixStream::connect(&running.path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut qmp = qapi::Qmp::from_stream(&stream);
+    let greeting = qmp.handshake().unwrap();
+    assert!(greeting.version.package.starts_with("ferronic"));
+    let status = qmp.execute(&qapi::qmp::query_status {}).unwrap();
+    assert!(status.running);
+    let commands = qmp.execute(&qapi::qmp::query_commands {}).unwrap();
+    assert!(commands.iter().any(|c| c.name == "link-set"));
+    qmp.execute(&qapi::qmp::quit {}).unwrap();
+}

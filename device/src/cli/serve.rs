@@ -31,11 +31,12 @@ pub fn print_capabilities() -> Result<(), Failure> {
 /// Runs `ferronic serve`.
 pub fn run(args: ServeArgs) -> Result<(), Failure> {
     let options = ServeOptions::new(args)?;
-    // First of all, because an inherited descriptor must be taken before we open any of our own.
-    let socket = options.frontend.open().map_err(operation)?;
+    // Opens nothing: it writes to standard error.
     env_logger::Builder::new()
         .parse_filters(&options.log)
         .init();
+    // Now, because an inherited descriptor must be taken before we open any of our own.
+    let socket = options.frontend.open().map_err(operation)?;
 
     let stop = Stop::new().map_err(while_doing("make the stop request"))?;
     stop.on_signals().map_err(while_doing("catch signals"))?;
@@ -72,8 +73,10 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         event_loop.run().map_err(while_doing("wait for events"))?;
     }
     log::info!("ending");
-    // The data path first: what it may still report goes to a control socket that is there.
+    // The control socket, in the event loop, goes last: its end tells `ferronic quit` that all is
+    // gone.
     drop(plugged);
+    drop(event_loop);
     Ok(())
 }
 
