@@ -2,7 +2,7 @@
 //! `ferronic serve`: the NIC itself.
 //!
 //! Puts the layers together and runs the control thread's event loop: control socket, signals, and
-//! what [`plug_in`] adds.
+//! what `plug_in` adds.
 
 use std::sync::Arc;
 
