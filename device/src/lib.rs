@@ -14,10 +14,15 @@
 //! | [`ring`] | descriptor rings over guest memory |
 //! | [`nic`] | the NIC itself; knows no socket and no guest memory |
 //!
+//! [`socket`] makes listening sockets for `control` and `frontend`.
+//!
 //! A packet's way is a straight line: guest ring -> datapath worker -> uplink, and back.
 
 pub mod cli;
 pub mod control;
+pub mod datapath;
+pub mod frontend;
 pub mod nic;
 pub mod ring;
+pub mod socket;
 pub mod uplink;

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use ferronic::control::client::{Client, ClientError};
 use ferronic::control::commands::Commands;
-use ferronic::control::listen::{Access, bind};
 use ferronic::control::protocol::{MAX_OUTPUT, MAX_REQUEST};
 use ferronic::control::replies::Stats;
 use ferronic::control::server::{MAX_CLIENTS, Server};
 use ferronic::control::stop::Stop;
 use ferronic::nic::offload::Offloads;
 use ferronic::nic::{FrontendInfo, Nic, NicConfig};
+use ferronic::socket::{Access, bind};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -11,7 +11,8 @@ use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::control::listen::{Access, Bound, ListenError, bind};
+use crate::frontend::port::Source;
+use crate::socket::{Access, ListenError, bind};
 
 /// Where the frontend comes from, as the command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,17 +30,6 @@ impl fmt::Display for FrontendAddress {
             FrontendAddress::Descriptor(fd) => write!(f, "file descriptor {fd}"),
         }
     }
-}
-
-/// The opened socket.
-#[derive(Debug)]
-pub enum FrontendSocket {
-    /// We listen, and own the file.
-    Bound(Bound),
-    /// We listen on what we were given.
-    Listener(UnixListener),
-    /// The frontend is connected already. When it goes, nobody can come after it.
-    Connected(UnixStream),
 }
 
 /// Why there is no socket for the frontend.
@@ -69,10 +59,10 @@ impl std::error::Error for SocketError {}
 impl FrontendAddress {
     /// Opens the socket. With a descriptor, call it before anything else is opened: a number that
     /// was not inherited could otherwise turn out to be a descriptor of our own.
-    pub fn open(&self) -> Result<FrontendSocket, SocketError> {
+    pub fn open(&self) -> Result<Source, SocketError> {
         match self {
             FrontendAddress::Path(path) => bind(path, Access::Umask)
-                .map(FrontendSocket::Bound)
+                .map(Source::Bound)
                 .map_err(SocketError::Listen),
             FrontendAddress::Descriptor(fd) => {
                 let explain = |what: String| SocketError::Descriptor(*fd, what);
@@ -100,19 +90,19 @@ fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn sort_out(socket: OwnedFd) -> Result<FrontendSocket, String> {
+fn sort_out(socket: OwnedFd) -> Result<Source, String> {
     match (socket_domain(&socket), socket_type(&socket)) {
         (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) => {}
         (Err(e), _) | (_, Err(e)) => return Err(e.to_string()),
         _ => return Err("it is another kind of socket".into()),
     }
     match socket_acceptconn(&socket) {
-        Ok(true) => Ok(FrontendSocket::Listener(UnixListener::from(socket))),
+        Ok(true) => Ok(Source::Listener(UnixListener::from(socket))),
         Ok(false) => {
             let stream = UnixStream::from(socket);
             // Neither listening nor connected: nobody could ever come.
             stream.peer_addr().map_err(|e| e.to_string())?;
-            Ok(FrontendSocket::Connected(stream))
+            Ok(Source::Connected(stream))
         }
         Err(e) => Err(e.to_string()),
     }
@@ -125,7 +115,7 @@ mod tests {
     use std::os::fd::IntoRawFd;
     use std::os::unix::net::UnixDatagram;
 
-    fn open(fd: RawFd) -> Result<FrontendSocket, SocketError> {
+    fn open(fd: RawFd) -> Result<Source, SocketError> {
         FrontendAddress::Descriptor(fd).open()
     }
 
@@ -133,11 +123,11 @@ mod tests {
     fn both_kinds_of_stream_socket_are_told_apart() {
         let (stream, _peer) = UnixStream::pair().unwrap();
         let socket = open(stream.into_raw_fd()).unwrap();
-        assert!(matches!(socket, FrontendSocket::Connected(_)));
+        assert!(matches!(socket, Source::Connected(_)));
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();
         let socket = open(listener.into_raw_fd()).unwrap();
-        assert!(matches!(socket, FrontendSocket::Listener(_)));
+        assert!(matches!(socket, Source::Listener(_)));
     }
 
     #[test]

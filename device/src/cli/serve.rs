@@ -2,22 +2,24 @@
 //! `ferronic serve`: the NIC itself.
 //!
 //! Puts the layers together and runs the control thread's event loop: control socket, signals, and
-//! what `plug_in` adds.
+//! the frontend's port.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use parking_lot::Mutex;
 use serde_json::json;
 
-use super::frontend_socket::FrontendSocket;
 use super::serve_options::{LinkMode, ServeArgs, ServeOptions};
 use super::{Failure, print_json};
 use crate::control::commands::Commands;
-use crate::control::listen::{Access, bind};
 use crate::control::server::Server;
 use crate::control::stop::Stop;
+use crate::datapath::Dataplane;
+use crate::frontend::port::{OnEnd, Port, Source};
 use crate::nic::Nic;
-use crate::nic::offload::Offloads;
+use crate::socket::{Access, bind};
+use crate::uplink::{self, OpenOptions, Uplink};
 
 /// The control thread's event loop.
 pub type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
@@ -44,8 +46,10 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         EventManager::new().map_err(while_doing("make the event loop"))?;
     event_loop.add_subscriber(Box::new(stop.subscriber()));
 
-    let uplink = open_uplink(&options)?;
-    let nic = Arc::new(Nic::new(options.nic_config(uplink.offloads)));
+    let carrier = Arc::new(Carrier::default());
+    let uplink = open_uplink(&options, &carrier)?;
+    let nic = Arc::new(Nic::new(options.nic_config(uplink.offloads())));
+    carrier.connect(&nic);
     match options.link {
         LinkMode::Up => {}
         LinkMode::Down => {
@@ -57,6 +61,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
             event_loop.add_subscriber(Box::new(follower));
         }
     }
+    let mut control = None;
     if let Some(path) = &options.control {
         let bound =
             bind(path, Access::Owner).map_err(|e| Failure::Operation(format!("--control: {e}")))?;
@@ -64,48 +69,73 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         let commands = Commands::new(Arc::clone(&nic), stop.clone(), follow);
         let server =
             Server::new(bound, &nic, commands).map_err(while_doing("make the control socket"))?;
-        event_loop.add_subscriber(Box::new(server));
+        control = Some(event_loop.add_subscriber(Box::new(server)));
     }
-    let plugged = plug_in(&options, uplink, socket, &nic, &stop, &mut event_loop)?;
+    plug_in(uplink, socket, &nic, &stop, &mut event_loop)?;
     announce(&options);
 
     while !stop.requested() {
         event_loop.run().map_err(while_doing("wait for events"))?;
     }
     log::info!("ending");
-    // The control socket, in the event loop, goes last: its end tells `ferronic quit` that all is
-    // gone.
-    drop(plugged);
+    // The control socket goes last: its end tells `ferronic quit` that all is gone.
+    let control = control.map(|id| event_loop.remove_subscriber(id));
     drop(event_loop);
+    drop(control);
     Ok(())
 }
 
-// SEAM (lead): the three items below are where uplink, workers and frontend come in.
+/// The uplink's carrier, as last told; the NIC, once there is one, is told of changes.
+#[derive(Default)]
+struct Carrier(Mutex<(Option<bool>, Weak<Nic>)>);
 
-/// The opened uplink. To become `Box<dyn Uplink>`.
-struct OpenedUplink {
-    offloads: Offloads,
+impl Carrier {
+    fn set(&self, up: bool) {
+        let mut carrier = self.0.lock();
+        carrier.0 = Some(up);
+        if let Some(nic) = carrier.1.upgrade() {
+            nic.set_uplink(up);
+        }
+    }
+
+    fn connect(&self, nic: &Arc<Nic>) {
+        let mut carrier = self.0.lock();
+        carrier.1 = Arc::downgrade(nic);
+        if let Some(up) = carrier.0 {
+            nic.set_uplink(up);
+        }
+    }
 }
 
 /// Opens the uplink, before the NIC is made: its offloads are the NIC's.
-fn open_uplink(_options: &ServeOptions) -> Result<OpenedUplink, Failure> {
-    Ok(OpenedUplink {
-        offloads: Offloads::NONE,
-    })
+fn open_uplink(options: &ServeOptions, carrier: &Arc<Carrier>) -> Result<Box<dyn Uplink>, Failure> {
+    let open = OpenOptions {
+        queue_pairs: options.queue_pairs,
+        mtu: options.mtu,
+        passt: options.passt.clone(),
+    };
+    let carrier = Arc::clone(carrier);
+    uplink::open(&options.uplink, &open, Arc::new(move |up| carrier.set(up)))
+        .map_err(|e| Failure::Operation(format!("--uplink {}: {e}", options.uplink)))
 }
 
-/// Makes the workers and the frontend and adds to the event loop what they need on the control
-/// thread. What it returns lives until the process is asked to stop, and ends threads and children
-/// when dropped.
+/// Starts the workers and adds the frontend's port to the event loop.
 fn plug_in(
-    _options: &ServeOptions,
-    _uplink: OpenedUplink,
-    socket: FrontendSocket,
-    _nic: &Arc<Nic>,
-    _stop: &Stop,
-    _event_loop: &mut EventLoop,
-) -> Result<impl Sized + use<>, Failure> {
-    Ok(socket)
+    uplink: Box<dyn Uplink>,
+    socket: Source,
+    nic: &Arc<Nic>,
+    stop: &Stop,
+    event_loop: &mut EventLoop,
+) -> Result<(), Failure> {
+    let dataplane =
+        Dataplane::start(Arc::clone(nic), uplink).map_err(while_doing("start the workers"))?;
+    let stop = stop.clone();
+    let on_end = OnEnd(Box::new(move || stop.request()));
+    let port = Port::new(socket, Arc::clone(nic), Arc::new(dataplane), on_end);
+    event_loop.add_subscriber(Box::new(
+        port.map_err(while_doing("serve the frontend's socket"))?,
+    ));
+    Ok(())
 }
 
 fn announce(options: &ServeOptions) {

@@ -11,6 +11,7 @@ use super::Failure;
 use super::frontend_socket::FrontendAddress;
 use crate::nic::offload::Offloads;
 use crate::nic::{MacAddress, NicConfig};
+use crate::uplink::UplinkSpec;
 
 /// VIRTIO 1.3, 5.1.4.1: not below 68; a `le16` on the wire.
 const MTU: RangeInclusive<u16> = 68..=65535;
@@ -52,8 +53,8 @@ pub struct ServeArgs {
 
     /// Where the cable goes: loopback (what the guest sends comes back to it), tap:NAME (a tap
     /// interface of the host), user (the host's network through passt, without privileges).
-    #[arg(long, value_name = "UPLINK", default_value = "loopback", value_parser = parse_uplink)]
-    uplink: String,
+    #[arg(long, value_name = "UPLINK", default_value = "loopback")]
+    uplink: UplinkSpec,
 
     /// Pairs of receive and transmit queues, 1 to 31.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_queue_pairs)]
@@ -105,8 +106,7 @@ pub struct ServeOptions {
     /// The control socket, if there is to be one.
     pub control: Option<PathBuf>,
     /// Where the cable goes.
-    // SEAM (lead): becomes uplink::UplinkSpec.
-    pub uplink: String,
+    pub uplink: UplinkSpec,
     /// Pairs of queues.
     pub queue_pairs: u16,
     /// The permanent address.
@@ -144,7 +144,7 @@ impl ServeOptions {
                 "--socket-path and --control are the same; they need a socket each".into(),
             ));
         }
-        if args.passt.is_some() && args.uplink != "user" {
+        if args.passt.is_some() && args.uplink.to_string() != "user" {
             return Err(Failure::Usage(
                 "--passt only makes sense with --uplink user".into(),
             ));
@@ -222,15 +222,6 @@ fn parse_speed(text: &str) -> Result<u32, String> {
     parse_in(text, &SPEED)
 }
 
-// SEAM (lead): goes away for UplinkSpec's FromStr.
-fn parse_uplink(text: &str) -> Result<String, String> {
-    match text.split_once(':') {
-        Some(("tap", name)) if !name.is_empty() => Ok(text.into()),
-        None if text == "loopback" || text == "user" => Ok(text.into()),
-        _ => Err("known are loopback, tap:NAME (such as tap:fer0) and user".into()),
-    }
-}
-
 fn parse_log(text: &str) -> Result<String, String> {
     match env_filter::Builder::new().try_parse(text) {
         Ok(_) => Ok(text.into()),
@@ -262,7 +253,7 @@ mod tests {
         let options = options("--socket-path s").unwrap();
         assert_eq!(options.frontend, FrontendAddress::Path("s".into()));
         assert_eq!(options.control, None);
-        assert_eq!(options.uplink, "loopback");
+        assert_eq!(options.uplink, UplinkSpec::Loopback);
         assert_eq!((options.queue_pairs, options.mtu), (1, 1500));
         assert_eq!((options.speed, options.link), (10_000, LinkMode::Up));
         assert!(options.mac_is_random);
@@ -273,8 +264,8 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let options = options(
-            "--fd 5 --control c --uplink user --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
-             --speed 25000 --link follow --log warn,ferronic::control=trace --passt /usr/bin/passt",
+            "--fd 5 --control c --uplink tap:fer0 --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
+             --speed 25000 --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
         assert_eq!(options.frontend, FrontendAddress::Descriptor(5));
@@ -297,7 +288,7 @@ mod tests {
             ("--socket-path s --speed 0", "1 to"),
             ("--socket-path s --mac 01:00:5e:00:00:01", "group address"),
             ("--socket-path s --uplink carrier-pigeon", "tap:NAME"),
-            ("--socket-path s --uplink tap:", "tap:NAME"),
+            ("--socket-path s --uplink tap:", "tap:fer0"),
             ("--socket-path s --link sideways", "follow"),
             ("--socket-path s --log ferronic=loud", "info"),
             ("--socket-path s --passt p", "--uplink user"),

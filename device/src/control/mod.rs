@@ -7,7 +7,6 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`listen`] | the socket file: made private, a stale one replaced, a live one left alone |
 //! | [`server`] | accepts clients on the control thread; hands events to them |
 //! | [`connection`] | one client's socket: reads and writes what is possible without waiting |
 //! | [`protocol`] | bytes in, bytes out; knows no socket |
@@ -26,7 +25,6 @@
 pub mod client;
 pub mod commands;
 pub mod connection;
-pub mod listen;
 pub mod protocol;
 pub mod replies;
 pub mod server;

@@ -13,9 +13,9 @@ use serde_json::json;
 
 use super::commands::{CommandError, Commands, event};
 use super::connection::{Connection, Fate};
-use super::listen::Bound;
 use crate::nic::Nic;
 use crate::nic::events::Subscription;
+use crate::socket::Bound;
 
 /// Most clients at a time.
 pub const MAX_CLIENTS: usize = 32;
@@ -38,7 +38,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server on a socket of [`super::listen::bind`].
+    /// A server on a socket of [`crate::socket::bind`].
     pub fn new(bound: Bound, nic: &Arc<Nic>, commands: Commands) -> io::Result<Self> {
         Ok(Server {
             events: nic.events().subscribe()?,

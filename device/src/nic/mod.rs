@@ -11,8 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+pub mod config_space;
+pub mod control;
 pub mod counters;
 pub mod events;
+pub mod features;
+pub mod filter;
+pub mod header;
 pub mod offload;
 
 use counters::PairCounters;
@@ -81,6 +86,11 @@ impl MacAddress {
     /// Whether this is a group address (broadcast included): bit 0 of the first octet.
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 == 1
+    }
+
+    /// Whether a station can have this address: neither a group's nor all zero.
+    pub fn is_station(self) -> bool {
+        !self.is_multicast() && self.0 != [0; 6]
     }
 }
 

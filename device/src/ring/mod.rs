@@ -1,4 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Descriptor rings over guest memory (VIRTIO 1.3, 2.7).
+//!
+//! * [`memory`]: guest physical addresses to host memory. All of this layer's raw pointers are
+//!   there and in [`pieces`].
+//! * [`pieces`]: a packet as it lies in guest memory.
+//! * [`split`]: the split virtqueue, seen from the device.
 
+#[cfg(test)]
+#[allow(missing_docs)]
+pub mod driver;
+pub mod memory;
 pub mod pieces;
+pub mod split;
+#[cfg(test)]
+mod split_tests;

@@ -13,6 +13,20 @@ use crate::nic::counters::DropReason;
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{Pieces, PiecesMut};
 
+pub mod loopback;
+mod spec;
+pub mod tap;
+
+pub use spec::{BadUplinkSpec, OnCarrier, OpenOptions, UplinkError, UplinkSpec, open};
+
+/// Octets of the largest packet an uplink hands over: virtio-net header, Ethernet header with one
+/// VLAN tag, 65536 octets that the kernel may put together, and one to spare, so that a packet
+/// never fills the room to the last octet and one that was cut is told from one that fits.
+pub const MAX_PACKET: usize = 12 + 18 + 65536 + 1;
+
+/// Octets of an Ethernet header: nothing shorter is a frame.
+const ETHERNET_HEADER: usize = 14;
+
 /// How a packet fared on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
@@ -47,17 +61,22 @@ pub struct Negotiated {
 /// One queue of an uplink; used by one worker thread.
 pub trait UplinkQueue: Send + Debug {
     /// The descriptor that tells readiness. The worker watches it edge-triggered, for input and
-    /// output, from start to end: it must stay the same. `None`: nothing ever comes by itself.
+    /// output, from start to end: it must stay the same. `None`: nothing ever comes by itself, but
+    /// what was sent may come back; the worker asks after it has sent, and offers again what found
+    /// the queue busy after it has received.
     fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Sends one packet. Never blocks.
     fn send(&mut self, packet: Pieces<'_>) -> Sent;
 
-    /// Receives one packet. Never blocks. A packet larger than the room is
-    /// `Dropped(DropReason::TooLong)`; the worker always gives room for the largest.
+    /// Receives one packet. Never blocks. The worker always gives [`MAX_PACKET`] octets of room,
+    /// its own memory behind the guest's if need be; a packet that fills less room than that to
+    /// the last octet may have been cut, and is `Dropped(DropReason::TooLong)`.
     fn receive(&mut self, room: &mut PiecesMut<'_>) -> Received;
 
-    /// Whether the queue takes part in receiving; one that does not gets no packets steered to it.
+    /// Whether the queue takes part in receiving; one that does not gets no packets steered to it
+    /// and loses those that wait in it. The first queue always takes part, the others not until
+    /// they are told to. Sending goes on either way.
     fn set_active(&mut self, active: bool) -> io::Result<()> {
         let _ = active;
         Ok(())

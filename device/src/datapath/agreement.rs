@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What driver and device have agreed on, and how it reaches workers and uplink.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::nic::Nic;
+use crate::nic::control::{Change, DriverState};
+use crate::nic::features::{self, Features};
+use crate::uplink::{Negotiated, Uplink};
+
+use super::worker::Pair;
+
+/// The driver's side of the NIC: features, filters, queue pairs in use.
+#[derive(Debug)]
+pub(super) struct Agreement {
+    pub nic: Arc<Nic>,
+    pub pairs: Vec<Arc<Pair>>,
+    pub uplink: Box<dyn Uplink>,
+    pub driver: Mutex<DriverState>,
+}
+
+impl Agreement {
+    /// The driver's features as they can be relied on.
+    pub fn features(&self) -> Features {
+        self.driver.lock().features()
+    }
+
+    /// Starts afresh with `features`.
+    pub fn negotiate(&self, features: Features) {
+        let mut driver = self.driver.lock();
+        driver.reset(features);
+        self.apply_filter(&driver);
+        self.apply_offloads(&driver);
+        // Until the driver says otherwise only the first pair is in use (5.1.6.5.6.1). Where the
+        // frontend answers the control queue itself, it starts just the rings that are in use.
+        let ours = driver.features().has(features::VIRTIO_NET_F_CTRL_VQ);
+        drop(driver);
+        self.enable_pairs(if ours { 1 } else { self.pairs.len() });
+    }
+
+    /// Carries out a command of the control queue (5.1.6.5); the result is the `ack` field.
+    pub fn command(&self, command: &[u8]) -> u8 {
+        let mut driver = self.driver.lock();
+        let outcome = driver.handle(command);
+        self.apply(&driver, outcome.change);
+        outcome.ack
+    }
+
+    /// Writes config space, where a legacy driver sets its address.
+    pub fn write_config(&self, offset: u32, data: &[u8]) {
+        let mut driver = self.driver.lock();
+        let change = driver.write_config(offset, data);
+        self.apply(&driver, change);
+    }
+
+    fn apply(&self, driver: &DriverState, change: Option<Change>) {
+        match change {
+            Some(Change::Filter | Change::Mac(_)) => self.apply_filter(driver),
+            Some(Change::GuestOffloads(_)) => self.apply_offloads(driver),
+            Some(Change::QueuePairs(n)) => self.enable_pairs(usize::from(n)),
+            Some(Change::Announced) | None => {}
+        }
+    }
+
+    fn apply_filter(&self, driver: &DriverState) {
+        for pair in &self.pairs {
+            pair.lock().filter = driver.filter().clone();
+        }
+    }
+
+    fn apply_offloads(&self, driver: &DriverState) {
+        let negotiated = Negotiated {
+            header_len: driver.features().header_len(),
+            receive: driver.guest_offloads(),
+        };
+        if let Err(e) = self.uplink.negotiate(negotiated) {
+            log::error!(
+                "uplink {}: cannot set {negotiated:?}: {e}",
+                self.nic.config.uplink
+            );
+        }
+    }
+
+    fn enable_pairs(&self, count: usize) {
+        for (index, pair) in self.pairs.iter().enumerate() {
+            let mut state = pair.lock();
+            state.enabled = index < count;
+            state.update_steering(index);
+            drop(state);
+            pair.wake();
+        }
+    }
+}

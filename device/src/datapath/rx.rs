@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Receive: uplink to guest ring.
+//!
+//! # Design
+//! Buffers are taken from the ring ahead of the packets, enough for the largest that can come, and
+//! a packet is received straight into them. With mergeable buffers (VIRTIO 1.3, 5.1.6.4) it takes
+//! as many as it needs and the rest serve the next. Behind the guest's room lies an overflow buffer
+//! of ours: a packet that is larger than the room is not cut off but held until the driver has made
+//! more available; only one that can never fit is dropped.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::nic::counters::{DropReason, QueueCounters};
+use crate::nic::filter::Filter;
+use crate::ring::memory::{MemoryMap, PieceList};
+use crate::ring::pieces::MAX_PIECES;
+use crate::ring::split::{Direction, RingError, SplitRing};
+use crate::uplink::{Received, UplinkQueue};
+
+use super::notify::Interrupt;
+use super::{BUDGET, ETHERNET_HEADER, LARGEST, Turn};
+
+/// Offset of `num_buffers` in the virtio-net header (5.1.6).
+const NUM_BUFFERS: usize = 10;
+/// No more buffers are taken ahead when there are this many pieces: a chain may bring as many again
+/// and the overflow one.
+const PIECES_AHEAD: usize = MAX_PIECES / 2 - 1;
+
+/// What a receive queue must know of the negotiation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReceiveFormat {
+    /// Octets of the virtio-net header.
+    pub header_len: usize,
+    /// `VIRTIO_NET_F_MRG_RXBUF`.
+    pub mergeable: bool,
+    /// Header and frame of the largest packet that normally comes.
+    pub largest: usize,
+}
+
+/// Buffers of one chain, taken from the ring.
+#[derive(Debug)]
+struct Taken {
+    head: u16,
+    /// Octets; `None` for a chain that broke the rules.
+    len: Option<usize>,
+    pieces: usize,
+}
+
+/// A packet that is larger than the room that was there.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    len: usize,
+    /// So much of it is in the guest's buffers, the rest in the overflow buffer.
+    in_guest: usize,
+}
+
+/// A receive queue that is started.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    pub ring: SplitRing,
+    pub interrupt: Interrupt,
+    format: ReceiveFormat,
+    taken: VecDeque<Taken>,
+    pieces: PieceList,
+    /// Octets in `taken`.
+    room: usize,
+    held: Option<Held>,
+}
+
+impl Receiver {
+    pub fn new(
+        ring: SplitRing,
+        map: Arc<MemoryMap>,
+        interrupt: Interrupt,
+        format: ReceiveFormat,
+    ) -> Self {
+        Receiver {
+            taken: VecDeque::with_capacity(usize::from(ring.size()).min(MAX_PIECES)),
+            ring,
+            interrupt,
+            format,
+            pieces: PieceList::new(map),
+            room: 0,
+            held: None,
+        }
+    }
+
+    /// Gives the buffers that were taken ahead back to the ring and tells where it stands.
+    pub fn stop(mut self) -> u16 {
+        // At most the queue size, which is a u16.
+        self.ring.rewind(self.taken.len() as u16);
+        self.ring.next_avail()
+    }
+
+    /// Moves packets until the uplink is empty (`readable` becomes false), the driver's buffers are
+    /// used up or the budget is spent. Says whether any moved.
+    pub fn turn(
+        &mut self,
+        queue: &mut dyn UplinkQueue,
+        readable: &mut bool,
+        filter: &Filter,
+        overflow: &mut [u8; LARGEST],
+        counters: &QueueCounters,
+    ) -> Result<Turn, RingError> {
+        if !*readable && self.held.is_none() {
+            return Ok(Turn::Waits);
+        }
+        self.ring.disarm();
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            let packet = match self.held.take() {
+                Some(held) => held,
+                None => {
+                    if self.no_room(counters)? {
+                        turn = Turn::Waits;
+                        break;
+                    }
+                    match self.receive(queue, filter, overflow) {
+                        Received::Packet(len) => Held {
+                            len,
+                            in_guest: self.room.min(len),
+                        },
+                        Received::Dropped(reason) => {
+                            counters.drops.add(reason);
+                            continue;
+                        }
+                        Received::Empty => {
+                            *readable = false;
+                            turn = Turn::Waits;
+                            break;
+                        }
+                    }
+                }
+            };
+            if packet.len > self.room && !self.make_room(packet, counters)? {
+                if self.held.is_some() {
+                    turn = Turn::Waits;
+                    break;
+                }
+                continue;
+            }
+            if let Some(rest) = overflow.get(..packet.len.saturating_sub(packet.in_guest)) {
+                self.pieces.room().copy_from(packet.in_guest, rest);
+            }
+            self.deliver(packet.len, counters);
+        }
+        self.ring.publish();
+        self.interrupt.raise_if_wanted(&mut self.ring, counters);
+        Ok(turn)
+    }
+
+    /// Takes buffers ahead; `true` when the driver has none and will notify when it has.
+    fn no_room(&mut self, counters: &QueueCounters) -> Result<bool, RingError> {
+        loop {
+            self.take_ahead(self.format.largest)?;
+            self.give_back_bad(counters);
+            if !self.taken.is_empty() {
+                return Ok(false);
+            }
+            self.ring.publish();
+            if !self.ring.arm()? {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Takes chains until there is room for `want` octets or no more chains.
+    fn take_ahead(&mut self, want: usize) -> Result<(), RingError> {
+        // Without mergeable buffers a packet must fit the first chain.
+        let chains = if self.format.mergeable { usize::MAX } else { 1 };
+        while self.room < want && self.taken.len() < chains && self.pieces.count() <= PIECES_AHEAD {
+            let before = self.pieces.count();
+            let Some(chain) = self.ring.pop(Direction::Writable, &mut self.pieces)? else {
+                break;
+            };
+            self.room += chain.len.unwrap_or(0);
+            let pieces = self.pieces.count() - before;
+            self.taken.push_back(Taken {
+                head: chain.head,
+                len: chain.len,
+                pieces,
+            });
+        }
+        Ok(())
+    }
+
+    /// Returns chains that broke the rules, unused. Only from the front: the ring counts on order.
+    fn give_back_bad(&mut self, counters: &QueueCounters) {
+        while let Some(front) = self.taken.front()
+            && front.len.unwrap_or(0) < self.format.header_len
+        {
+            counters.drops.add(DropReason::BadDescriptor);
+            self.room -= front.len.unwrap_or(0);
+            self.pieces.remove_front(front.pieces);
+            self.ring.push(front.head, 0);
+            self.taken.pop_front();
+        }
+    }
+
+    fn receive(
+        &mut self,
+        queue: &mut dyn UplinkQueue,
+        filter: &Filter,
+        overflow: &mut [u8; LARGEST],
+    ) -> Received {
+        let header_len = self.format.header_len;
+        self.pieces.room_and(overflow, |room| {
+            let received = queue.receive(room);
+            if let Received::Packet(len) = received {
+                let mut start = [0; ETHERNET_HEADER];
+                let there = room
+                    .copy_to(header_len, &mut start)
+                    .min(len.saturating_sub(header_len));
+                if !start
+                    .get(..there)
+                    .is_some_and(|start| filter.accepts(start))
+                {
+                    return Received::Dropped(DropReason::Filtered);
+                }
+            }
+            received
+        })
+    }
+
+    /// Room for a packet that is larger than what was at hand. `false`: there is none; the packet
+    /// is held if waiting can help, else dropped.
+    fn make_room(&mut self, packet: Held, counters: &QueueCounters) -> Result<bool, RingError> {
+        loop {
+            if self.format.mergeable {
+                self.take_ahead(packet.len)?;
+            }
+            if self.room >= packet.len {
+                return Ok(true);
+            }
+            let all_taken = self.taken.len() >= usize::from(self.ring.size());
+            if !self.format.mergeable || all_taken || self.pieces.count() > PIECES_AHEAD {
+                counters.drops.add(DropReason::TooLong);
+                return Ok(false);
+            }
+            self.ring.publish();
+            if !self.ring.arm()? {
+                self.held = Some(packet);
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Hands the packet of `len` octets that lies in the first buffers to the driver.
+    fn deliver(&mut self, len: usize, counters: &QueueCounters) {
+        let mut left = len;
+        let mut pieces = 0;
+        let mut buffers: u16 = 0;
+        for taken in &self.taken {
+            let here = taken.len.unwrap_or(0).min(left);
+            // A chain is no longer than its descriptors' 32-bit lengths allow, and `len` is at most
+            // LARGEST, so `here` fits.
+            self.ring.push(taken.head, here as u32);
+            pieces += taken.pieces;
+            self.room -= taken.len.unwrap_or(0);
+            buffers += 1;
+            left -= here;
+            if left == 0 {
+                break;
+            }
+        }
+        if self.format.header_len > NUM_BUFFERS {
+            self.pieces
+                .room()
+                .copy_from(NUM_BUFFERS, &buffers.to_le_bytes());
+        }
+        self.pieces.remove_front(pieces);
+        self.taken.drain(..usize::from(buffers));
+        counters.packets.add(1);
+        counters
+            .bytes
+            .add(len.saturating_sub(self.format.header_len) as u64);
+    }
+}

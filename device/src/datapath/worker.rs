@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A worker: the thread that serves one queue pair.
+//!
+//! # Design
+//! The thread sleeps in `epoll_wait` until a kick, the uplink or the control plane wakes it, then
+//! moves packets in turns. Everything is watched edge-triggered, so that no eventfd has to be read
+//! to make it quiet. The pair's state is behind a lock that is taken once a turn, never per packet;
+//! the control plane takes it to start, stop and change rings, and so never meets a packet half
+//! way. `parking_lot` hands a contended lock over in good time, which a spinning worker would not.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+use rustix::event::epoll;
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+
+use crate::nic::Nic;
+use crate::nic::counters::{DropReason, PairCounters};
+use crate::nic::filter::Filter;
+use crate::ring::pieces::PiecesMut;
+use crate::ring::split::RingError;
+use crate::uplink::{Received, UplinkQueue};
+
+use super::rx::Receiver;
+use super::tx::Transmitter;
+use super::{BUDGET, LARGEST, Turn};
+
+const WAKE: u64 = 0;
+const UPLINK: u64 = 1;
+const RX_KICK: u64 = 2;
+const TX_KICK: u64 = 3;
+
+/// One queue pair, shared by its thread and the control plane.
+#[derive(Debug)]
+pub(super) struct Pair {
+    nic: Arc<Nic>,
+    index: usize,
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    state: Mutex<PairState>,
+}
+
+/// What the lock of a pair protects.
+#[derive(Debug)]
+pub(super) struct PairState {
+    queue: Box<dyn UplinkQueue>,
+    pub rx: Option<Receiver>,
+    pub tx: Option<Transmitter>,
+    pub filter: Filter,
+    /// One of the pairs that the driver uses (5.1.6.5.6); others receive nothing.
+    pub enabled: bool,
+    /// Packets may wait in the uplink.
+    readable: bool,
+    overflow: Box<[u8; LARGEST]>,
+    stop: bool,
+}
+
+/// A queue's direction, seen from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Rx,
+    Tx,
+}
+
+impl Pair {
+    pub fn new(
+        nic: Arc<Nic>,
+        index: usize,
+        queue: Box<dyn UplinkQueue>,
+        filter: Filter,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let input = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), input)?;
+        if let Some(fd) = queue.poll_fd() {
+            let both = input | epoll::EventFlags::OUT;
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(UPLINK), both)?;
+        }
+        let overflow = vec![0; LARGEST]
+            .try_into()
+            .unwrap_or_else(|_| Box::new([0; LARGEST]));
+        let state = Mutex::new(PairState {
+            queue,
+            rx: None,
+            tx: None,
+            filter,
+            enabled: true,
+            readable: true,
+            overflow,
+            stop: false,
+        });
+        Ok(Pair {
+            nic,
+            index,
+            epoll,
+            wake,
+            state,
+        })
+    }
+
+    /// The pair's state, for the control plane. Wake the worker after a change.
+    pub fn lock(&self) -> MutexGuard<'_, PairState> {
+        self.state.lock()
+    }
+
+    /// Makes the worker take a turn.
+    pub fn wake(&self) {
+        // An eventfd refuses only when its counter is full, and then it is readable anyway.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Makes the worker's thread end.
+    pub fn stop(&self) {
+        self.lock().stop = true;
+        self.wake();
+    }
+
+    /// Watches a queue's kick.
+    pub fn watch(&self, side: Side, kick: BorrowedFd<'_>) -> io::Result<()> {
+        let token = match side {
+            Side::Rx => RX_KICK,
+            Side::Tx => TX_KICK,
+        };
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(
+            &self.epoll,
+            kick,
+            epoll::EventData::new_u64(token),
+            flags,
+        )?)
+    }
+
+    /// Watches it no more.
+    pub fn unwatch(&self, kick: BorrowedFd<'_>) {
+        if let Err(e) = epoll::delete(&self.epoll, kick) {
+            log::warn!("queue pair {}: kick cannot be taken off: {e}", self.index);
+        }
+    }
+
+    fn counters(&self) -> Option<&PairCounters> {
+        self.nic.counters.get(self.index)
+    }
+
+    /// The thread: serves the pair until told to stop.
+    pub fn run(&self) {
+        let Some(counters) = self.counters() else {
+            return;
+        };
+        let mut events = Vec::with_capacity(8);
+        let mut timeout = None;
+        loop {
+            let buffer = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => {
+                    log::error!("queue pair {}: epoll_wait: {e}; the pair stops", self.index);
+                    return;
+                }
+            }
+            let mut state = self.state.lock();
+            if state.stop {
+                return;
+            }
+            for event in events.drain(..) {
+                match event.data.u64() {
+                    UPLINK => state.uplink_ready(),
+                    RX_KICK => counters.rx.kicks.add(1),
+                    TX_KICK => counters.tx.kicks.add(1),
+                    _ => {}
+                }
+            }
+            let more = state.turn(self.nic.link_up(), counters, self.index);
+            timeout = more.then_some(Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            });
+        }
+    }
+}
+
+impl PairState {
+    fn uplink_ready(&mut self) {
+        self.readable = true;
+        if let Some(tx) = &mut self.tx {
+            tx.blocked = false;
+        }
+    }
+
+    /// Has the uplink steer packets to this pair, which is number `index`, only while it receives.
+    pub fn update_steering(&mut self, index: usize) {
+        let active = self.enabled && self.rx.is_some();
+        if let Err(e) = self.queue.set_active(active) {
+            let verb = if active { "joined to" } else { "taken from" };
+            log::error!("queue pair {index} cannot be {verb} the uplink: {e}");
+        }
+    }
+
+    /// One turn each way; whether there is more to do at once.
+    fn turn(&mut self, link_up: bool, counters: &PairCounters, index: usize) -> bool {
+        // An uplink without a descriptor cannot tell; it is asked every time.
+        self.readable |= self.queue.poll_fd().is_none();
+        let before = counters.rx.packets.get();
+        let mut more = false;
+        if let Some(tx) = &mut self.tx {
+            match tx.turn(self.queue.as_mut(), link_up, &counters.tx) {
+                Ok(turn) => more |= turn == Turn::More,
+                Err(e) => {
+                    broken(index, Side::Tx, e, counters);
+                    self.tx = None;
+                }
+            }
+        }
+        if !link_up {
+            return more | self.discard(counters);
+        }
+        if self.enabled
+            && let Some(rx) = &mut self.rx
+        {
+            let queue = self.queue.as_mut();
+            let overflow = &mut self.overflow;
+            match rx.turn(
+                queue,
+                &mut self.readable,
+                &self.filter,
+                overflow,
+                &counters.rx,
+            ) {
+                Ok(turn) => more |= turn == Turn::More,
+                Err(e) => {
+                    broken(index, Side::Rx, e, counters);
+                    self.rx = None;
+                }
+            }
+        }
+        // Where the uplink's two directions share room (loopback), receiving has made some.
+        if self.queue.poll_fd().is_none()
+            && let Some(tx) = &mut self.tx
+            && std::mem::take(&mut tx.blocked)
+        {
+            more |= counters.rx.packets.get() != before;
+        }
+        more
+    }
+
+    /// Throws away what comes in while the cable is out; whether there is more.
+    fn discard(&mut self, counters: &PairCounters) -> bool {
+        for _ in 0..BUDGET {
+            if !self.readable {
+                return false;
+            }
+            let queue = self.queue.as_mut();
+            let received = PiecesMut::with_bytes(self.overflow.as_mut_slice(), |mut room| {
+                queue.receive(&mut room)
+            });
+            match received {
+                Received::Packet(_) => counters.rx.drops.add(DropReason::LinkDown),
+                Received::Dropped(reason) => counters.rx.drops.add(reason),
+                Received::Empty => self.readable = false,
+            }
+        }
+        true
+    }
+}
+
+/// A ring whose memory makes no sense is not used again until the driver sets it up anew.
+fn broken(pair: usize, side: Side, error: RingError, counters: &PairCounters) {
+    let (name, counters) = match side {
+        Side::Rx => ("receive", &counters.rx),
+        Side::Tx => ("transmit", &counters.tx),
+    };
+    counters.ring_errors.add(1);
+    log::error!("{name} queue of pair {pair} stops until the driver resets it: {error}");
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Where the NIC is plugged in: a vhost-user socket.
+//!
+//! ```text
+//!   frontend (QEMU)                      control plane                     data path
+//!   ──────────────── port ── relay ── socket ── vhost-user-backend ── vring ── Dataplane
+//! ```
+//!
+//! * [`port`]: listens, takes one frontend at a time, drops it where that is how a link goes down.
+//! * [`relay`]: passes messages on and puts right what the crate and today's QEMU disagree on.
+//! * [`connection`]: the two sockets of one frontend, and the crate's daemon between them.
+//! * [`endpoint`]: whole messages over one of the sockets.
+//! * [`backend`]: what the crate asks the device.
+//! * [`vring`]: what the crate tells a ring; starts and stops rings of the data path.
+
+pub mod backend;
+pub mod connection;
+pub mod endpoint;
+pub mod port;
+pub mod relay;
+pub mod vring;

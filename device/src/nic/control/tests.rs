@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+use super::*;
+use crate::nic::features::{
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MAC,
+};
+use proptest::prelude::*;
+
+const OTHER: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
+const GROUP: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+
+fn config() -> NicConfig {
+    NicConfig {
+        mac: "52:54:00:12:34:56".parse().unwrap(),
+        mtu: 1500,
+        speed: 10_000,
+        queue_pairs: 4,
+        offloads: Offloads::ALL,
+        uplink: "loopback".into(),
+    }
+}
+
+/// A driver that has accepted everything but `refused`.
+fn without(refused: &[u32]) -> DriverState {
+    let config = config();
+    let mask = refused.iter().fold(!0u64, |mask, bit| mask & !(1 << bit));
+    let mut state = DriverState::new(&config);
+    state.reset(Features(Features::offered(&config).0 & mask));
+    state
+}
+
+fn ok(change: Change) -> Outcome {
+    Outcome {
+        ack: VIRTIO_NET_OK,
+        change: Some(change),
+    }
+}
+
+const ERR: Outcome = Outcome {
+    ack: VIRTIO_NET_ERR,
+    change: None,
+};
+
+fn wants(state: &DriverState, destination: [u8; 6]) -> bool {
+    let frame = [&destination[..], &[2, 0, 0, 0, 0, 1, 8, 0, 0x45]].concat();
+    state.filter().accepts(&frame)
+}
+
+fn tables(unicast: &[[u8; 6]], multicast: &[[u8; 6]]) -> Vec<u8> {
+    let mut command = vec![1, 0];
+    for table in [unicast, multicast] {
+        command.extend((table.len() as u32).to_le_bytes());
+        command.extend(table.concat());
+    }
+    command
+}
+
+/// One good command of each kind, and the feature that it takes.
+fn good_commands() -> Vec<(Vec<u8>, u32)> {
+    let mut commands = vec![
+        (tables(&[OTHER], &[GROUP]), VIRTIO_NET_F_CTRL_RX),
+        (vec![1, 1, 2, 0, 0, 0, 0, 7], VIRTIO_NET_F_CTRL_MAC_ADDR),
+        (vec![2, 0, 100, 0], VIRTIO_NET_F_CTRL_VLAN),
+        (vec![2, 1, 100, 0], VIRTIO_NET_F_CTRL_VLAN),
+        (vec![3, 0], VIRTIO_NET_F_GUEST_ANNOUNCE),
+        (vec![4, 0, 2, 0], VIRTIO_NET_F_MQ),
+        (
+            vec![5, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+            VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+        ),
+    ];
+    for mode in 0..6 {
+        let feature = if mode < 2 {
+            VIRTIO_NET_F_CTRL_RX
+        } else {
+            VIRTIO_NET_F_CTRL_RX_EXTRA
+        };
+        commands.push((vec![0, mode, 1], feature));
+    }
+    commands
+}
+
+#[test]
+fn each_command_takes_its_feature_and_the_control_queue() {
+    for (command, feature) in good_commands() {
+        assert_eq!(
+            without(&[]).handle(&command).ack,
+            VIRTIO_NET_OK,
+            "{command:?}"
+        );
+        assert_eq!(without(&[feature]).handle(&command), ERR, "{command:?}");
+        assert_eq!(
+            without(&[VIRTIO_NET_F_CTRL_VQ]).handle(&command),
+            ERR,
+            "{command:?}"
+        );
+    }
+}
+
+#[test]
+fn a_command_of_the_wrong_length_is_refused() {
+    for (command, _) in good_commands() {
+        for len in 0..command.len() {
+            assert_eq!(without(&[]).handle(&command[..len]), ERR, "{command:?}");
+        }
+        let long = [&command[..], &[0]].concat();
+        assert_eq!(without(&[]).handle(&long), ERR, "{command:?}");
+    }
+}
+
+#[test]
+fn unknown_classes_and_commands_are_refused() {
+    let known: Vec<_> = good_commands().into_iter().map(|(c, _)| c).collect();
+    for class in 0..=255 {
+        for command in 0..=255 {
+            if !known.iter().any(|k| k.starts_with(&[class, command])) {
+                assert_eq!(without(&[]).handle(&[class, command, 1]), ERR);
+                assert_eq!(without(&[]).handle(&[class, command]), ERR);
+            }
+        }
+    }
+}
+
+#[test]
+fn receive_modes_go_on_and_off_and_take_nothing_else() {
+    let mut state = without(&[]);
+    assert!(wants(&state, OTHER));
+    assert_eq!(state.handle(&[0, 0, 0]), ok(Change::Filter));
+    assert!(!wants(&state, OTHER));
+    assert!(!wants(&state, GROUP));
+    assert_eq!(state.handle(&[0, 1, 1]), ok(Change::Filter));
+    assert!(wants(&state, GROUP));
+    assert_eq!(state.handle(&[0, 2, 1]), ok(Change::Filter));
+    assert!(wants(&state, OTHER));
+    assert_eq!(state.handle(&[0, 3, 1]), ok(Change::Filter));
+    assert!(!wants(&state, GROUP));
+    assert_eq!(state.handle(&[0, 4, 1]), ok(Change::Filter));
+    assert!(!wants(&state, OTHER));
+    assert!(wants(&state, [0xff; 6]));
+    assert_eq!(state.handle(&[0, 5, 1]), ok(Change::Filter));
+    assert!(!wants(&state, [0xff; 6]));
+    assert_eq!(state.handle(&[0, 0, 1]), ok(Change::Filter));
+    assert!(wants(&state, [0xff; 6]));
+    assert_eq!(state.handle(&[0, 0, 2]), ERR);
+}
+
+#[test]
+fn mac_tables_are_set_and_their_counts_are_not_believed() {
+    let mut state = without(&[]);
+    assert_eq!(state.handle(&[0, 0, 0]), ok(Change::Filter));
+    assert_eq!(
+        state.handle(&tables(&[OTHER], &[GROUP])),
+        ok(Change::Filter)
+    );
+    assert!(wants(&state, OTHER) && wants(&state, GROUP));
+    for count in [2u32, 3, 0x2aaa_aaab, 0x8000_0000, u32::MAX] {
+        let mut lie = tables(&[OTHER], &[GROUP]);
+        lie[2..6].copy_from_slice(&count.to_le_bytes());
+        assert_eq!(state.handle(&lie), ERR);
+        let mut lie = tables(&[OTHER], &[GROUP]);
+        lie[12..16].copy_from_slice(&count.to_le_bytes());
+        assert_eq!(state.handle(&lie), ERR);
+    }
+    assert!(wants(&state, OTHER) && wants(&state, GROUP), "unchanged");
+    assert_eq!(state.handle(&tables(&[], &[])), ok(Change::Filter));
+    assert!(!wants(&state, OTHER) && !wants(&state, GROUP));
+}
+
+#[test]
+fn a_new_address_is_filtered_for_and_the_old_one_is_not() {
+    let mut state = without(&[]);
+    let old = config().mac;
+    assert_eq!(state.handle(&[0, 0, 0]), ok(Change::Filter));
+    let mut command = vec![1, 1];
+    command.extend(OTHER);
+    assert_eq!(state.handle(&command), ok(Change::Mac(MacAddress(OTHER))));
+    assert_eq!(state.mac(), MacAddress(OTHER));
+    assert!(wants(&state, OTHER) && !wants(&state, old.0));
+    for bad in [GROUP, [0; 6], [0xff; 6]] {
+        assert_eq!(state.handle(&[&[1, 1], &bad[..]].concat()), ERR);
+    }
+    state.reset(Features::offered(&config()));
+    assert_eq!(state.mac(), old, "reset gives the permanent address back");
+}
+
+#[test]
+fn a_legacy_driver_writes_its_address_into_the_configuration() {
+    let config = config();
+    let mut state = DriverState::new(&config);
+    state.reset(Features(1 << VIRTIO_NET_F_MAC));
+    for (offset, octet) in (0..5).zip(OTHER) {
+        assert_eq!(state.write_config(offset, &[octet]), None);
+    }
+    let new = MacAddress(OTHER);
+    assert_eq!(state.write_config(5, &[9]), Some(Change::Mac(new)));
+    assert_eq!((state.mac(), state.write_config(0, &OTHER)), (new, None));
+    // Others have a command for it, or must not write at all.
+    for features in [
+        1 << VIRTIO_F_VERSION_1,
+        1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_CTRL_MAC_ADDR,
+    ] {
+        state.reset(Features(features));
+        assert_eq!(state.write_config(0, &OTHER), None);
+        assert_eq!(state.mac(), config.mac);
+    }
+}
+
+#[test]
+fn queue_pairs_are_one_to_the_most_there_are() {
+    let mut state = without(&[]);
+    assert_eq!(state.queue_pairs(), 1);
+    for pairs in [1u16, 4] {
+        let [a, b] = pairs.to_le_bytes();
+        assert_eq!(state.handle(&[4, 0, a, b]), ok(Change::QueuePairs(pairs)));
+    }
+    for pairs in [0u16, 5, 0x8000, 0xffff] {
+        let [a, b] = pairs.to_le_bytes();
+        assert_eq!(state.handle(&[4, 0, a, b]), ERR);
+    }
+    assert_eq!(state.queue_pairs(), 4);
+    state.reset(Features::offered(&config()));
+    assert_eq!(state.queue_pairs(), 1);
+}
+
+#[test]
+fn guest_offloads_are_a_subset_of_the_negotiated_ones() {
+    let command = |bits: &[u32]| {
+        let mask = bits.iter().fold(0u64, |mask, bit| mask | 1 << bit);
+        [&[5, 0], &mask.to_le_bytes()[..]].concat()
+    };
+    let mut state = without(&[VIRTIO_NET_F_GUEST_USO6]);
+    let all = state.guest_offloads();
+    assert!(all.contains(Offloads::CSUM | Offloads::TSO4 | Offloads::USO4));
+    assert!(!all.contains(Offloads::USO6));
+
+    let both = command(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4]);
+    let wanted = Offloads::CSUM | Offloads::TSO4;
+    assert_eq!(state.handle(&both), ok(Change::GuestOffloads(wanted)));
+    assert_eq!(state.handle(&command(&[VIRTIO_NET_F_GUEST_USO6])), ERR);
+    assert_eq!(state.handle(&command(&[VIRTIO_NET_F_MAC])), ERR);
+    assert_eq!(state.guest_offloads(), wanted, "unchanged");
+    // Segmentation without checksums is no segmentation.
+    assert_eq!(
+        state.handle(&command(&[VIRTIO_NET_F_GUEST_TSO4])),
+        ok(Change::GuestOffloads(Offloads::NONE))
+    );
+}
+
+#[test]
+fn an_announcement_is_asked_for_once_and_acknowledged() {
+    let mut state = without(&[]);
+    let quiet = Outcome {
+        ack: VIRTIO_NET_OK,
+        change: None,
+    };
+    assert_eq!(state.handle(&[3, 0]), quiet);
+    assert!(state.request_announce() && state.announce_pending());
+    assert_eq!(state.handle(&[3, 0]), ok(Change::Announced));
+    assert!(!state.announce_pending());
+    assert_eq!(state.handle(&[3, 0]), quiet);
+    let mut deaf = without(&[VIRTIO_NET_F_GUEST_ANNOUNCE]);
+    assert!(!deaf.request_announce() && !deaf.announce_pending());
+}
+
+/// Commands that look right in their first octets, and some that do not.
+fn any_command() -> impl Strategy<Value = Vec<u8>> {
+    let data = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..12),
+        prop::collection::vec(0u8..6, 0..40),
+        Just(0)
+            .prop_flat_map(|_| (0usize..4, 0usize..4))
+            .prop_map(|(u, m)| { tables(&vec![OTHER; u], &vec![GROUP; m])[2..].to_vec() }),
+    ];
+    (0u8..7, 0u8..7, data)
+        .prop_map(|(class, command, data)| [&[class, command], &data[..]].concat())
+}
+
+proptest! {
+    #[test]
+    fn no_command_breaks_the_state(
+        acked: u64,
+        commands in prop::collection::vec(any_command(), 0..30),
+        writes: Vec<(u32, Vec<u8>)>,
+    ) {
+        let mut state = DriverState::new(&config());
+        state.reset(Features(acked));
+        for command in commands {
+            let before = state.clone();
+            let outcome = state.handle(&command);
+            prop_assert!(outcome.ack == VIRTIO_NET_OK || outcome == ERR);
+            if outcome.ack == VIRTIO_NET_ERR {
+                prop_assert_eq!(format!("{:?}", &state), format!("{before:?}"));
+            }
+            if let Some(Change::QueuePairs(pairs)) = outcome.change {
+                prop_assert_eq!(pairs, state.queue_pairs());
+            }
+        }
+        for (offset, data) in writes {
+            state.write_config(offset, &data);
+        }
+        prop_assert!((1..=4).contains(&state.queue_pairs()));
+        prop_assert!(state.mac().is_station());
+        prop_assert!(state.features().receive_offloads().contains(state.guest_offloads()));
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The driver's side of a split ring, for tests: as naive as it can be.
+
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::memory::MemoryMap;
+use super::split::Layout;
+
+/// Guest memory with one ring at its start.
+#[derive(Debug)]
+pub struct Driver {
+    pub map: Arc<MemoryMap>,
+    pub layout: Layout,
+    avail_idx: u16,
+    used_seen: u16,
+}
+
+/// One descriptor as the driver writes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Desc {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub next: u16,
+}
+
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
+/// Octets of guest memory.
+pub const MEMORY: u64 = 0x40_0000;
+/// Where buffers may lie: behind the ring.
+pub const BUFFERS: u64 = 0x10_0000;
+
+impl Driver {
+    pub fn new(size: u16, event_idx: bool) -> Self {
+        let guest = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+        let map = Arc::new(MemoryMap::new(Arc::new(guest)).unwrap());
+        let layout = Layout {
+            size,
+            desc: 0,
+            avail: 0x8_0000,
+            used: 0xa_0000,
+            event_idx,
+        };
+        Driver {
+            map,
+            layout,
+            avail_idx: 0,
+            used_seen: 0,
+        }
+    }
+
+    /// As after so many chains that came and went.
+    pub fn at(size: u16, event_idx: bool, idx: u16) -> Self {
+        let mut driver = Driver::new(size, event_idx);
+        driver.set_avail_idx(idx);
+        driver
+            .memory()
+            .write_obj(idx, GuestAddress(driver.layout.used + 2))
+            .unwrap();
+        driver.avail_idx = idx;
+        driver.used_seen = idx;
+        driver
+    }
+
+    /// Offers readable buffers of these lengths as the chain `head`, direct or indirect.
+    pub fn offer_buffers(&mut self, head: u16, lens: &[u32], indirect: bool) {
+        let buffers: Vec<(u64, u32)> = lens.iter().map(|&len| (BUFFERS, len)).collect();
+        if indirect {
+            let table = BUFFERS + 0x1_0000 + 0x100 * u64::from(head);
+            for (i, &(addr, len)) in buffers.iter().enumerate() {
+                let flags = if i + 1 < buffers.len() { NEXT } else { 0 };
+                self.write_desc(
+                    table,
+                    i as u16,
+                    Desc {
+                        addr,
+                        len,
+                        flags,
+                        next: i as u16 + 1,
+                    },
+                );
+            }
+            let len = 16 * lens.len() as u32;
+            self.write_desc(
+                self.layout.desc,
+                head,
+                Desc {
+                    addr: table,
+                    len,
+                    flags: INDIRECT,
+                    next: 0,
+                },
+            );
+        } else {
+            self.write_chain(head, 0, &buffers);
+        }
+        self.offer(head);
+    }
+
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        self.map.guest()
+    }
+
+    pub fn write_desc(&self, table: u64, index: u16, desc: Desc) {
+        let at = table + 16 * u64::from(index);
+        let memory = self.memory();
+        memory.write_obj(desc.addr, GuestAddress(at)).unwrap();
+        memory.write_obj(desc.len, GuestAddress(at + 8)).unwrap();
+        memory.write_obj(desc.flags, GuestAddress(at + 12)).unwrap();
+        memory.write_obj(desc.next, GuestAddress(at + 14)).unwrap();
+    }
+
+    /// A chain in the descriptor table from `head` on, one buffer after the other.
+    pub fn write_chain(&self, head: u16, flags: u16, buffers: &[(u64, u32)]) {
+        for (i, &(addr, len)) in buffers.iter().enumerate() {
+            let index = head + i as u16;
+            let more = if i + 1 < buffers.len() { NEXT } else { 0 };
+            self.write_desc(
+                self.layout.desc,
+                index,
+                Desc {
+                    addr,
+                    len,
+                    flags: flags | more,
+                    next: index + 1,
+                },
+            );
+        }
+    }
+
+    /// Makes the chain at `head` available.
+    pub fn offer(&mut self, head: u16) {
+        let slot = u64::from(self.avail_idx % self.layout.size);
+        let memory = self.map.guest();
+        memory
+            .write_obj(head, GuestAddress(self.layout.avail + 4 + 2 * slot))
+            .unwrap();
+        self.avail_idx = self.avail_idx.wrapping_add(1);
+        self.set_avail_idx(self.avail_idx);
+    }
+
+    pub fn set_avail_idx(&self, idx: u16) {
+        self.memory()
+            .write_obj(idx, GuestAddress(self.layout.avail + 2))
+            .unwrap();
+    }
+
+    /// `flags` of the available ring: 1 asks for no interrupts.
+    pub fn set_avail_flags(&self, flags: u16) {
+        self.memory()
+            .write_obj(flags, GuestAddress(self.layout.avail))
+            .unwrap();
+    }
+
+    /// `used_event`: interrupt when the used index passes it.
+    pub fn set_used_event(&self, event: u16) {
+        let at = self.layout.avail + 4 + 2 * u64::from(self.layout.size);
+        self.memory().write_obj(event, GuestAddress(at)).unwrap();
+    }
+
+    /// `avail_event`, which the device writes.
+    pub fn avail_event(&self) -> u16 {
+        let at = self.layout.used + 4 + 8 * u64::from(self.layout.size);
+        self.memory().read_obj(GuestAddress(at)).unwrap()
+    }
+
+    pub fn used_idx(&self) -> u16 {
+        self.memory()
+            .read_obj(GuestAddress(self.layout.used + 2))
+            .unwrap()
+    }
+
+    /// Used entries that were published since the last call: id and length.
+    pub fn take_used(&mut self) -> Vec<(u32, u32)> {
+        let mut taken = Vec::new();
+        while self.used_seen != self.used_idx() {
+            let slot = u64::from(self.used_seen % self.layout.size);
+            let at = self.layout.used + 4 + 8 * slot;
+            let memory = self.memory();
+            taken.push((
+                memory.read_obj(GuestAddress(at)).unwrap(),
+                memory.read_obj(GuestAddress(at + 4)).unwrap(),
+            ));
+            self.used_seen = self.used_seen.wrapping_add(1);
+        }
+        taken
+    }
+
+    pub fn write(&self, addr: u64, bytes: &[u8]) {
+        self.memory()
+            .write_slice(bytes, GuestAddress(addr))
+            .unwrap();
+    }
+
+    pub fn read(&self, addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory()
+            .read_slice(&mut bytes, GuestAddress(addr))
+            .unwrap();
+        bytes
+    }
+}

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Guest physical addresses to host memory.
+//!
+//! A [`MemoryMap`] is made once from the frontend's memory table and then only read. Translation is
+//! a scan over the regions: a machine has two or three. A [`Window`] is a stretch that was
+//! translated once and is used many times, such as a ring; each access is checked against its
+//! length.
+//!
+//! A region whose file is made shorter after it was mapped raises SIGBUS on access. The file is
+//! checked when the map is made; a frontend that shrinks it later can end the process, as it can
+//! end itself: the frontend is trusted that far, the guest is not and cannot do it.
+
+use std::fmt;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+
+use super::pieces::{MAX_PIECES, Pieces, PiecesMut};
+
+/// One region of guest memory.
+///
+/// # Invariants
+/// `host` points to `len` octets that stay mapped, readable and writable, while the [`MemoryMap`]
+/// that holds the region lives.
+#[derive(Clone, Copy)]
+struct Region {
+    start: u64,
+    len: u64,
+    host: NonNull<u8>,
+}
+
+/// All of guest memory that the frontend shares with us.
+pub struct MemoryMap {
+    regions: Vec<Region>,
+    // Keeps the mappings of `regions` alive.
+    guest: Arc<GuestMemoryMmap>,
+}
+
+// SAFETY: the pointers are to shared mappings that `guest` keeps alive from any thread; they are
+// only used for volatile, atomic or kernel access.
+unsafe impl Send for MemoryMap {}
+// SAFETY: as above.
+unsafe impl Sync for MemoryMap {}
+
+impl fmt::Debug for MemoryMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(
+                self.regions
+                    .iter()
+                    .map(|r| format!("{:#x}+{:#x}", r.start, r.len)),
+            )
+            .finish()
+    }
+}
+
+impl MemoryMap {
+    /// A map of `guest`; refuses a region whose file is shorter than it claims.
+    pub fn new(guest: Arc<GuestMemoryMmap>) -> io::Result<Self> {
+        let mut regions = Vec::new();
+        for region in guest.iter() {
+            let start = region.start_addr().0;
+            let len = region.len();
+            if let Some(file) = region.file_offset() {
+                let end = file.start().checked_add(len);
+                let size = file.file().metadata()?.len();
+                if end.is_none_or(|end| end > size) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        format!(
+                            "memory region at {start:#x} claims {len:#x} octets from {:#x} of a \
+                             file of {size:#x}",
+                            file.start()
+                        ),
+                    ));
+                }
+            }
+            let host = region
+                .get_host_address(MemoryRegionAddress(0))
+                .ok()
+                .and_then(NonNull::new)
+                .ok_or_else(|| io::Error::other("memory region is not mapped"))?;
+            regions.push(Region { start, len, host });
+        }
+        Ok(MemoryMap { regions, guest })
+    }
+
+    /// The same memory for the crates of the rust-vmm family.
+    pub fn guest(&self) -> &GuestMemoryMmap {
+        &self.guest
+    }
+
+    /// The host address of `addr`, and how many octets from there lie in the same region.
+    fn locate(&self, addr: u64) -> Option<(NonNull<u8>, u64)> {
+        self.regions.iter().find_map(|region| {
+            let offset = addr.checked_sub(region.start).filter(|&o| o < region.len)?;
+            // SAFETY: offset < len, so the result is inside the mapping (invariant of Region).
+            // The cast cannot truncate: the mapping exists, so its length fits usize.
+            let host = unsafe { region.host.add(offset as usize) };
+            Some((host, region.len - offset))
+        })
+    }
+
+    /// Appends the pieces of `len` octets at guest address `addr` to `pieces`: more than one where
+    /// they cross from a region into the next. `false`, and nothing appended, when any octet is
+    /// not guest memory.
+    fn gather(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
+        let before = pieces.len();
+        let mut addr = addr;
+        let mut left = u64::from(len);
+        while left > 0 {
+            let Some((host, here)) = self.locate(addr) else {
+                pieces.truncate(before);
+                return false;
+            };
+            let here = here.min(left);
+            pieces.push(libc::iovec {
+                iov_base: host.as_ptr().cast(),
+                iov_len: here as usize,
+            });
+            left -= here;
+            // Wraps only at the very end of the address space, where no region can follow.
+            addr = addr.wrapping_add(here);
+        }
+        true
+    }
+}
+
+/// Buffers of one or more descriptor chains, in order.
+///
+/// # Invariants
+/// Every piece lies in a region of `map`.
+pub struct PieceList {
+    iov: Vec<libc::iovec>,
+    map: Arc<MemoryMap>,
+}
+
+// SAFETY: as for MemoryMap, which `map` keeps alive.
+unsafe impl Send for PieceList {}
+
+impl fmt::Debug for PieceList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PieceList")
+            .field("count", &self.iov.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PieceList {
+    /// An empty list of pieces of `map`.
+    pub fn new(map: Arc<MemoryMap>) -> Self {
+        PieceList {
+            iov: Vec::with_capacity(MAX_PIECES),
+            map,
+        }
+    }
+
+    /// Number of pieces.
+    pub fn count(&self) -> usize {
+        self.iov.len()
+    }
+
+    /// Appends `len` octets at guest address `addr`. `false`, and nothing appended, when any octet
+    /// is not guest memory.
+    pub fn gather(&mut self, addr: u64, len: u32) -> bool {
+        self.map.gather(addr, len, &mut self.iov)
+    }
+
+    /// Forgets all but the first `count` pieces.
+    pub fn truncate(&mut self, count: usize) {
+        self.iov.truncate(count);
+    }
+
+    /// Forgets the first `count` pieces.
+    pub fn remove_front(&mut self, count: usize) {
+        self.iov.drain(..count.min(self.iov.len()));
+    }
+
+    /// The packet that lies in the pieces.
+    pub fn packet(&self) -> Pieces<'_> {
+        // SAFETY: by the invariant the pieces are mapped while `map` is held, so for this borrow.
+        unsafe { Pieces::new(&self.iov) }
+    }
+
+    /// The room that the pieces are.
+    pub fn room(&mut self) -> PiecesMut<'_> {
+        // SAFETY: as for `packet`; regions are mapped writable, and the exclusive borrow makes this
+        // the only view of ours.
+        unsafe { PiecesMut::new(&self.iov) }
+    }
+
+    /// Runs `fill` on the room that the pieces are, followed by `overflow`.
+    pub fn room_and<R>(
+        &mut self,
+        overflow: &mut [u8],
+        fill: impl FnOnce(&mut PiecesMut<'_>) -> R,
+    ) -> R {
+        let count = self.iov.len();
+        self.iov.push(libc::iovec {
+            iov_base: overflow.as_mut_ptr().cast(),
+            iov_len: overflow.len(),
+        });
+        // SAFETY: as for `room`; `overflow` is borrowed exclusively until after the call, and its
+        // piece is taken off again before anything else can use the list.
+        let result = fill(&mut unsafe { PiecesMut::new(&self.iov) });
+        self.iov.truncate(count);
+        result
+    }
+}
+
+/// A stretch of guest memory inside one region, translated once.
+///
+/// # Invariants
+/// `host` points to `len` octets of a region of `map`.
+#[derive(Clone)]
+pub struct Window {
+    host: NonNull<u8>,
+    len: usize,
+    map: Arc<MemoryMap>,
+}
+
+// SAFETY: as for MemoryMap, which `map` keeps alive.
+unsafe impl Send for Window {}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Window")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Window {
+    /// The window of `len` octets at guest address `addr`. `None` when it is not inside one region
+    /// or not aligned to `align` in host memory.
+    pub fn new(map: &Arc<MemoryMap>, addr: u64, len: usize, align: usize) -> Option<Window> {
+        let (host, room) = map.locate(addr)?;
+        let fits = u64::try_from(len).is_ok_and(|len| len <= room);
+        let aligned = host.as_ptr().addr().is_multiple_of(align);
+        (fits && aligned).then(|| Window {
+            host,
+            len,
+            map: map.clone(),
+        })
+    }
+
+    /// The map this is a window of.
+    pub fn map(&self) -> &Arc<MemoryMap> {
+        &self.map
+    }
+
+    fn at(&self, offset: usize, size: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(size)?;
+        if end > self.len {
+            return None;
+        }
+        // SAFETY: offset + size <= len (just checked), all of it mapped by the invariant.
+        Some(unsafe { self.host.add(offset) })
+    }
+
+    fn atomic_u16(&self, offset: usize) -> Option<&AtomicU16> {
+        let host = self.at(offset, 2)?;
+        if !host.as_ptr().addr().is_multiple_of(2) {
+            return None;
+        }
+        // SAFETY: mapped for the life of `self`, aligned (just checked), and shared memory of the
+        // guest, which is only ever accessed atomically or by volatile copies.
+        Some(unsafe { AtomicU16::from_ptr(host.as_ptr().cast()) })
+    }
+
+    /// Reads a little-endian 16-bit field. An offset outside the window reads 0: callers derive
+    /// offsets from the length that they made the window with, so that does not occur.
+    pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
+        self.atomic_u16(offset)
+            .map_or(0, |field| u16::from_le(field.load(order)))
+    }
+
+    /// Writes a little-endian 16-bit field; outside the window it does nothing.
+    pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        if let Some(field) = self.atomic_u16(offset) {
+            field.store(value.to_le(), order);
+        }
+    }
+
+    /// Reads `N` octets that the guest may be changing.
+    pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let host = self.at(offset, N)?;
+        // SAFETY: N octets are mapped there; an array of octets has no alignment and no invalid
+        // values, and a volatile read makes no reference to memory that the guest may change.
+        Some(unsafe { host.cast::<[u8; N]>().as_ptr().read_volatile() })
+    }
+
+    /// Writes `N` octets.
+    pub fn write<const N: usize>(&self, offset: usize, value: [u8; N]) {
+        if let Some(host) = self.at(offset, N) {
+            // SAFETY: as for `read`; the mapping is writable.
+            unsafe { host.cast::<[u8; N]>().as_ptr().write_volatile(value) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestAddress;
+
+    fn map() -> Arc<MemoryMap> {
+        let guest = GuestMemoryMmap::from_ranges(&[
+            (GuestAddress(0), 0x1000),
+            (GuestAddress(0x1000), 0x1000),
+            (GuestAddress(0x4000), 0x1000),
+        ]);
+        Arc::new(MemoryMap::new(Arc::new(guest.unwrap())).unwrap())
+    }
+
+    #[test]
+    fn gather_crosses_adjacent_regions_and_refuses_holes() {
+        let map = map();
+        let mut pieces = PieceList::new(map);
+        assert!(pieces.gather(0xff0, 0x20));
+        assert_eq!(
+            pieces.iov.iter().map(|p| p.iov_len).collect::<Vec<_>>(),
+            [0x10, 0x10]
+        );
+        for (addr, len) in [
+            (0x1ff0, 0x11),
+            (0x3fff, 2),
+            (0x5000, 1),
+            (u64::MAX, 1),
+            (0x4ff0, 17),
+        ] {
+            assert!(!pieces.gather(addr, len), "{addr:#x}");
+            assert_eq!(pieces.count(), 2);
+        }
+        assert!(pieces.gather(u64::MAX, 0));
+        assert_eq!(pieces.count(), 2);
+    }
+
+    #[test]
+    fn windows_are_checked() {
+        let map = map();
+        assert!(Window::new(&map, 0xff0, 0x20, 1).is_none());
+        assert!(Window::new(&map, 0x4001, 4, 2).is_none());
+        assert!(Window::new(&map, 0x3000, 1, 1).is_none());
+        let window = Window::new(&map, 0x4ffc, 4, 4).unwrap();
+        window.store_u16(2, 0x1234, Ordering::Release);
+        assert_eq!(window.load_u16(2, Ordering::Acquire), 0x1234);
+        assert_eq!(window.read::<2>(2), Some([0x34, 0x12]));
+        assert_eq!(window.read::<2>(3), None);
+        assert_eq!(window.read::<2>(usize::MAX), None);
+        window.store_u16(4, 1, Ordering::Release);
+        window.write(3, [1, 2]);
+        assert_eq!(window.read::<4>(0), Some([0, 0, 0x34, 0x12]));
+    }
+}

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The split virtqueue, seen from the device (VIRTIO 1.3, 2.7).
+//!
+//! # Design
+//! The three areas are translated once, when the ring starts, into [`Window`]s. Chains are taken
+//! with [`SplitRing::pop`] and come back in the same order with [`SplitRing::push`]; what was pushed
+//! becomes visible to the driver in one store with [`SplitRing::publish`], so that a packet of
+//! several buffers appears whole. Because order is kept, the ring's position is one number: chains
+//! that were popped and not pushed are given back with [`SplitRing::rewind`].
+//!
+//! # Limitations
+//! Nothing in a chain is trusted, and a chain that breaks the rules costs only itself. An index
+//! that no driver could have written (more entries than the ring holds, a head outside the table)
+//! means that the ring's memory is not what we think: that is a [`RingError`], and the ring is not
+//! used again until the driver sets it up anew.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::memory::{MemoryMap, PieceList, Window};
+use super::pieces::MAX_PIECES;
+
+/// Size of a descriptor (2.7.5).
+const DESC_SIZE: usize = 16;
+/// `VIRTQ_DESC_F_NEXT`: the chain goes on.
+const DESC_F_NEXT: u16 = 1;
+/// `VIRTQ_DESC_F_WRITE`: the device may write, not read.
+const DESC_F_WRITE: u16 = 2;
+/// `VIRTQ_DESC_F_INDIRECT`: the buffer is a table of descriptors.
+const DESC_F_INDIRECT: u16 = 4;
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` (2.7.6).
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// `VIRTQ_USED_F_NO_NOTIFY` (2.7.8).
+const USED_F_NO_NOTIFY: u16 = 1;
+/// Offset of `idx` in both the available and the used ring.
+const IDX: usize = 2;
+/// Offset of the entries in both.
+const ENTRIES: usize = 4;
+/// Size of an entry of the used ring: id and length.
+const USED_ENTRY: usize = 8;
+/// Most pieces of one chain: half of what one system call takes, so that a receive queue can hold a
+/// whole chain beside a packet that was not large enough for it.
+const MAX_CHAIN_PIECES: usize = MAX_PIECES / 2;
+/// The largest queue size (2.7).
+pub const MAX_SIZE: u16 = 32768;
+
+/// Where a ring lies in guest memory and how it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Queue size: entries of the descriptor table, a power of two up to 32768.
+    pub size: u16,
+    /// Guest physical address of the descriptor table.
+    pub desc: u64,
+    /// Guest physical address of the available ring (driver area).
+    pub avail: u64,
+    /// Guest physical address of the used ring (device area).
+    pub used: u64,
+    /// `VIRTIO_F_EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+}
+
+/// Why a ring cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingError {
+    /// Queue size is 0, no power of two, or above 32768.
+    BadSize(u16),
+    /// An area is not aligned, or not inside one region of guest memory.
+    BadArea(&'static str, u64),
+    /// The available index ran ahead by more than the queue size.
+    BadAvailIndex {
+        /// What the driver wrote.
+        driver: u16,
+        /// Where the device is.
+        device: u16,
+    },
+    /// A head outside the descriptor table.
+    BadHead(u16),
+}
+
+impl fmt::Display for RingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RingError::BadSize(size) => {
+                write!(
+                    f,
+                    "queue size {size} is no power of two from 1 to {MAX_SIZE}"
+                )
+            }
+            RingError::BadArea(area, addr) => {
+                write!(
+                    f,
+                    "{area} at {addr:#x} is misaligned or not in guest memory"
+                )
+            }
+            RingError::BadAvailIndex { driver, device } => {
+                write!(
+                    f,
+                    "available index {driver} is ahead of {device} by more than the ring"
+                )
+            }
+            RingError::BadHead(head) => write!(f, "descriptor {head} is outside the table"),
+        }
+    }
+}
+
+impl std::error::Error for RingError {}
+
+/// What the chain's buffers are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Read by the device: a transmit queue.
+    Readable,
+    /// Written by the device: a receive queue.
+    Writable,
+}
+
+/// A chain taken from the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Index of its first descriptor; goes back with [`SplitRing::push`].
+    pub head: u16,
+    /// Octets, or `None` when the chain breaks the rules and has no pieces.
+    pub len: Option<usize>,
+}
+
+/// A split virtqueue.
+#[derive(Debug)]
+pub struct SplitRing {
+    size: u16,
+    event_idx: bool,
+    desc: Window,
+    avail: Window,
+    used: Window,
+    /// The next entry of the available ring to take.
+    next_avail: u16,
+    /// The driver's available index as last seen.
+    avail_idx: u16,
+    /// The next entry of the used ring to fill.
+    next_used: u16,
+    /// The used index as last published.
+    published: u16,
+    /// The published index at the last decision on an interrupt; `None` before the first.
+    signalled: Option<u16>,
+}
+
+/// Whether an index that moves from `old` to `new` passes `event` (2.7.7.2, 2.7.10).
+fn passes(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+impl SplitRing {
+    /// The ring at `layout`, to go on at available index `next_avail`. The used index is taken from
+    /// the ring itself, where the device left it.
+    pub fn new(map: &Arc<MemoryMap>, layout: Layout, next_avail: u16) -> Result<Self, RingError> {
+        let size = layout.size;
+        if !size.is_power_of_two() || size > MAX_SIZE {
+            return Err(RingError::BadSize(size));
+        }
+        let n = usize::from(size);
+        // Each ring ends with the event field of the other side (2.7.6, 2.7.8).
+        let window = |name, addr, len, align| {
+            Window::new(map, addr, len, align).ok_or(RingError::BadArea(name, addr))
+        };
+        let desc = window("descriptor table", layout.desc, n * DESC_SIZE, 16)?;
+        let avail = window("available ring", layout.avail, ENTRIES + 2 * n + 2, 2)?;
+        let used = window("used ring", layout.used, ENTRIES + USED_ENTRY * n + 2, 4)?;
+        let next_used = used.load_u16(IDX, Ordering::Acquire);
+        Ok(SplitRing {
+            size,
+            event_idx: layout.event_idx,
+            desc,
+            avail,
+            used,
+            next_avail,
+            avail_idx: next_avail,
+            next_used,
+            published: next_used,
+            signalled: None,
+        })
+    }
+
+    /// Queue size.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The available index at which this or another device goes on.
+    pub fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
+
+    /// Looks at the driver's index; whether chains wait.
+    fn refresh(&mut self) -> Result<bool, RingError> {
+        // Acquire: what the driver wrote before it moved the index is read after (2.7.13.1).
+        let idx = self.avail.load_u16(IDX, Ordering::Acquire);
+        if idx.wrapping_sub(self.next_avail) > self.size {
+            return Err(RingError::BadAvailIndex {
+                driver: idx,
+                device: self.next_avail,
+            });
+        }
+        self.avail_idx = idx;
+        Ok(idx != self.next_avail)
+    }
+
+    /// Takes the next chain and appends its pieces to `pieces`. A chain that breaks the rules has
+    /// no pieces and must be pushed back like any other.
+    pub fn pop(
+        &mut self,
+        direction: Direction,
+        pieces: &mut PieceList,
+    ) -> Result<Option<Chain>, RingError> {
+        if self.avail_idx == self.next_avail && !self.refresh()? {
+            return Ok(None);
+        }
+        let entry = ENTRIES + 2 * self.slot(self.next_avail);
+        let head = self.avail.load_u16(entry, Ordering::Relaxed);
+        if head >= self.size {
+            return Err(RingError::BadHead(head));
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        let before = pieces.count();
+        let len = self.walk(head, direction, pieces);
+        if len.is_none() {
+            pieces.truncate(before);
+        }
+        Ok(Some(Chain { head, len }))
+    }
+
+    /// Follows a chain (2.7.5). `None` when it breaks the rules: a loop, an index outside the
+    /// table, a buffer outside guest memory, a writable descriptor before a readable one, an
+    /// indirect table that is nested, empty, of odd size or larger than the ring, more pieces than
+    /// [`MAX_CHAIN_PIECES`]. Pieces of the other direction are passed over.
+    fn walk(&self, head: u16, want: Direction, pieces: &mut PieceList) -> Option<usize> {
+        let before = pieces.count();
+        let mut indirect: Option<Window> = None;
+        let mut entries = self.size;
+        let mut index = head;
+        let mut budget = self.size;
+        let mut seen_writable = false;
+        let mut total = 0usize;
+        loop {
+            // No legal chain has more descriptors than the ring (2.7.5.3.1): more is a loop.
+            budget = budget.checked_sub(1)?;
+            if index >= entries {
+                return None;
+            }
+            let table = indirect.as_ref().unwrap_or(&self.desc);
+            let raw = u128::from_le_bytes(table.read(usize::from(index) * DESC_SIZE)?);
+            // Fields of struct virtq_desc, by their place in the 16 octets.
+            let (addr, len) = (raw as u64, (raw >> 64) as u32);
+            let (flags, next) = ((raw >> 96) as u16, (raw >> 112) as u16);
+            if flags & DESC_F_INDIRECT != 0 {
+                let n = len as usize / DESC_SIZE;
+                if indirect.is_some()
+                    || flags & DESC_F_NEXT != 0
+                    || n == 0
+                    || !(len as usize).is_multiple_of(DESC_SIZE)
+                    || n > usize::from(self.size)
+                {
+                    return None;
+                }
+                indirect = Some(Window::new(self.desc.map(), addr, len as usize, 1)?);
+                entries = n as u16;
+                index = 0;
+                continue;
+            }
+            let writable = flags & DESC_F_WRITE != 0;
+            if seen_writable && !writable {
+                return None;
+            }
+            seen_writable = writable;
+            if writable == (want == Direction::Writable) {
+                total = total.checked_add(len as usize)?;
+                if !pieces.gather(addr, len) || pieces.count() - before > MAX_CHAIN_PIECES {
+                    return None;
+                }
+            }
+            if flags & DESC_F_NEXT == 0 {
+                return Some(total);
+            }
+            index = next;
+        }
+    }
+
+    /// Gives back the last `n` chains that were popped and not pushed; they come again.
+    pub fn rewind(&mut self, n: u16) {
+        self.next_avail = self.next_avail.wrapping_sub(n);
+    }
+
+    /// Puts a chain into the used ring; `written` is what the device wrote into its buffers. The
+    /// driver sees it after [`SplitRing::publish`].
+    pub fn push(&mut self, head: u16, written: u32) {
+        let entry = ENTRIES + USED_ENTRY * self.slot(self.next_used);
+        let value = u64::from(head) | u64::from(written) << 32;
+        self.used.write(entry, value.to_le_bytes());
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Shows the driver all that was pushed.
+    pub fn publish(&mut self) {
+        if self.published != self.next_used {
+            // Release: entries and buffers before the index (2.7.8.2).
+            self.used.store_u16(IDX, self.next_used, Ordering::Release);
+            self.published = self.next_used;
+        }
+    }
+
+    /// Whether the driver wants an interrupt for what was published since the last call (2.7.7).
+    /// `None`: nothing was.
+    pub fn interrupt_wanted(&mut self) -> Option<bool> {
+        let old = match self.signalled.replace(self.published) {
+            Some(old) if old == self.published => return None,
+            old => old,
+        };
+        // The used index must be visible before we read what the driver wants, or each side could
+        // miss the other (2.7.7.2).
+        fence(Ordering::SeqCst);
+        let Some(old) = old else {
+            return Some(true);
+        };
+        if self.event_idx {
+            let used_event = ENTRIES + 2 * usize::from(self.size);
+            let event = self.avail.load_u16(used_event, Ordering::Relaxed);
+            Some(passes(event, self.published, old))
+        } else {
+            Some(self.avail.load_u16(0, Ordering::Relaxed) & AVAIL_F_NO_INTERRUPT == 0)
+        }
+    }
+
+    /// Asks the driver not to notify while we look at the ring ourselves. With event index there is
+    /// nothing to do: an old event number is passed only once.
+    pub fn disarm(&self) {
+        if !self.event_idx {
+            self.used.store_u16(0, USED_F_NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the driver to notify when it makes more available than we have seen (2.7.10). `true`
+    /// when it already has: the caller must look again, no notification may come.
+    pub fn arm(&mut self) -> Result<bool, RingError> {
+        if self.event_idx {
+            let avail_event = ENTRIES + USED_ENTRY * usize::from(self.size);
+            self.used
+                .store_u16(avail_event, self.avail_idx, Ordering::Relaxed);
+        } else {
+            self.used.store_u16(0, 0, Ordering::Relaxed);
+        }
+        // Our wish must be visible before we read the index, or each side could miss the other.
+        fence(Ordering::SeqCst);
+        let seen = self.avail_idx;
+        self.refresh()?;
+        Ok(self.avail_idx != seen)
+    }
+}
