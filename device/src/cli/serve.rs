@@ -115,8 +115,7 @@ fn open_uplink(options: &ServeOptions, carrier: &Arc<Carrier>) -> Result<Box<dyn
         passt: options.passt.clone(),
     };
     let carrier = Arc::clone(carrier);
-    uplink::open(&options.uplink, &open, Arc::new(move |up| carrier.set(up)))
-        .map_err(|e| Failure::Operation(format!("--uplink {}: {e}", options.uplink)))
+    uplink::open(&options.uplink, &open, Arc::new(move |up| carrier.set(up))).map_err(operation)
 }
 
 /// Starts the workers and adds the frontend's port to the event loop.

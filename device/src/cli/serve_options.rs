@@ -144,7 +144,7 @@ impl ServeOptions {
                 "--socket-path and --control are the same; they need a socket each".into(),
             ));
         }
-        if args.passt.is_some() && args.uplink.to_string() != "user" {
+        if args.passt.is_some() && args.uplink != UplinkSpec::User {
             return Err(Failure::Usage(
                 "--passt only makes sense with --uplink user".into(),
             ));
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let options = options(
-            "--fd 5 --control c --uplink tap:fer0 --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
+            "--fd 5 --control c --uplink user --passt p --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
              --speed 25000 --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
