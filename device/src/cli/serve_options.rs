@@ -144,7 +144,7 @@ impl ServeOptions {
                 "--socket-path and --control are the same; they need a socket each".into(),
             ));
         }
-        if args.passt.is_some() && args.uplink.to_string() != "user" {
+        if args.passt.is_some() && args.uplink != UplinkSpec::User {
             return Err(Failure::Usage(
                 "--passt only makes sense with --uplink user".into(),
             ));
@@ -264,8 +264,8 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let options = options(
-            "--fd 5 --control c --uplink user --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
-             --speed 25000 --link follow --log warn,ferronic::control=trace --passt /usr/bin/passt",
+            "--fd 5 --control c --uplink user --passt p --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
+             --speed 25000 --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
         assert_eq!(options.frontend, FrontendAddress::Descriptor(5));
@@ -288,7 +288,7 @@ mod tests {
             ("--socket-path s --speed 0", "1 to"),
             ("--socket-path s --mac 01:00:5e:00:00:01", "group address"),
             ("--socket-path s --uplink carrier-pigeon", "tap:NAME"),
-            ("--socket-path s --uplink tap:", "tap:NAME"),
+            ("--socket-path s --uplink tap:", "tap:fer0"),
             ("--socket-path s --link sideways", "follow"),
             ("--socket-path s --log ferronic=loud", "info"),
             ("--socket-path s --passt p", "--uplink user"),

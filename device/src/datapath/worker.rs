@@ -173,6 +173,7 @@ impl Pair {
                 }
             }
             let more = state.turn(self.nic.link_up(), counters, self.index);
+            state.queue.flush();
             timeout = more.then_some(Timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
