@@ -95,6 +95,9 @@ impl Command {
 
     /// Whether it plugs in our NIC.
     pub fn needs_ferronic(&self) -> bool {
-        matches!(self, Command::Demo(_) | Command::Test(_) | Command::Bench(_) | Command::Shell(_))
+        matches!(
+            self,
+            Command::Demo(_) | Command::Test(_) | Command::Bench(_) | Command::Shell(_)
+        )
     }
 }

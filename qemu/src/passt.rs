@@ -27,7 +27,8 @@ impl Passt {
         let id = lab.unique("passt");
         let socket = lab.run.dir.join(format!("{id}.sock"));
         let log = lab.run.logs.join(format!("{id}.log"));
-        let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        let file =
+            File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         let process = lab
             .tools
             .command("passt")
@@ -45,7 +46,10 @@ impl Passt {
         while !passt.socket.exists() {
             let ended = passt.process.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
-                bail!("passt does not listen: {}", tail(&std::fs::read(&log).unwrap_or_default()));
+                bail!(
+                    "passt does not listen: {}",
+                    tail(&std::fs::read(&log).unwrap_or_default())
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -36,8 +36,10 @@ const CONTENDERS: [Contender; 5] = [
     Contender::Passt,
 ];
 
-const DIRECTIONS: [(Direction, &str); 2] =
-    [(Direction::GuestToHost, "guest to host"), (Direction::HostToGuest, "host to guest")];
+const DIRECTIONS: [(Direction, &str); 2] = [
+    (Direction::GuestToHost, "guest to host"),
+    (Direction::HostToGuest, "host to guest"),
+];
 
 impl Contender {
     fn name(self) -> String {
@@ -61,19 +63,35 @@ impl Contender {
             }
             Contender::QemuTap => {
                 net::make_tap(lab, false)?;
-                (Nic::Tap { name: net::TAP.into(), queues: 1 }, Uplink::Tap)
+                (
+                    Nic::Tap {
+                        name: net::TAP.into(),
+                        queues: 1,
+                    },
+                    Uplink::Tap,
+                )
             }
             Contender::QemuUser => (Nic::User, Uplink::User),
             Contender::Passt => {
                 let passt = passt.insert(Passt::start(lab)?);
-                (Nic::VhostUser { socket: passt.socket.clone(), queues: 1 }, Uplink::User)
+                (
+                    Nic::VhostUser {
+                        socket: passt.socket.clone(),
+                        queues: 1,
+                    },
+                    Uplink::User,
+                )
             }
         };
         let machine = Machine::boot(lab, &Spec::new("bench", nic))?;
         let cable = Cable::lay(lab, &machine.guest, uplink)?;
         let measured = DIRECTIONS
             .iter()
-            .map(|(direction, _)| Ok(Client::new(&cable.server, *direction, seconds).run(&machine.guest)?.gbps))
+            .map(|(direction, _)| {
+                Ok(Client::new(&cable.server, *direction, seconds)
+                    .run(&machine.guest)?
+                    .gbps)
+            })
             .collect();
         machine.quit()?;
         measured
@@ -84,9 +102,15 @@ pub fn run(lab: &Lab, args: &Args) -> Result<Vec<Case>> {
     let mut results: BTreeMap<Contender, Vec<Vec<f64>>> = BTreeMap::new();
     for round in 1..=args.rounds {
         for contender in CONTENDERS {
-            let gbps = contender.measure(lab, args.seconds).with_context(|| contender.name())?;
+            let gbps = contender
+                .measure(lab, args.seconds)
+                .with_context(|| contender.name())?;
             let shown: Vec<_> = gbps.iter().map(|g| format!("{g:.2}")).collect();
-            say(format!("round {round}, {}: {} Gb/s", contender.name(), shown.join(" and ")));
+            say(format!(
+                "round {round}, {}: {} Gb/s",
+                contender.name(),
+                shown.join(" and ")
+            ));
             results.entry(contender).or_default().push(gbps);
         }
     }
@@ -98,9 +122,17 @@ pub fn run(lab: &Lab, args: &Args) -> Result<Vec<Case>> {
     for (way, (_, direction)) in DIRECTIONS.iter().enumerate() {
         for attach in [Attach::Netdev, Attach::Device] {
             let peers = [Contender::QemuTap, Contender::QemuUser, Contender::Passt];
-            let peers = peers.iter().map(|peer| (peer.name(), middle(*peer, way))).collect();
+            let peers = peers
+                .iter()
+                .map(|peer| (peer.name(), middle(*peer, way)))
+                .collect();
             let name = format!("iperf3 TCP, {direction}, {} attachment", attach.name());
-            cases.push(Case::larger_is_better(name, "Gb/s", middle(Contender::Ours(attach), way), peers));
+            cases.push(Case::larger_is_better(
+                name,
+                "Gb/s",
+                middle(Contender::Ours(attach), way),
+                peers,
+            ));
         }
     }
     Ok(cases)

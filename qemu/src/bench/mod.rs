@@ -41,9 +41,20 @@ struct Case {
 
 impl Case {
     /// A case whose unit is the better the larger it is.
-    fn larger_is_better(case: String, unit: &'static str, ours: f64, peers: BTreeMap<String, f64>) -> Self {
+    fn larger_is_better(
+        case: String,
+        unit: &'static str,
+        ours: f64,
+        peers: BTreeMap<String, f64>,
+    ) -> Self {
         let best = peers.values().copied().fold(f64::NAN, f64::max);
-        Case { case, unit, ours, peers, ratio_to_best: ours / best }
+        Case {
+            case,
+            unit,
+            ours,
+            peers,
+            ratio_to_best: ours / best,
+        }
     }
 }
 
@@ -56,13 +67,21 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
     let chosen: Vec<_> = BENCHES.iter().filter(|(name, _)| wanted(name)).collect();
     if chosen.is_empty() {
         let names: Vec<_> = BENCHES.iter().map(|(name, _)| *name).collect();
-        bail!("there is no benchmark {}; there is {}", args.name.as_deref().unwrap_or(""), names.join(", "));
+        bail!(
+            "there is no benchmark {}; there is {}",
+            args.name.as_deref().unwrap_or(""),
+            names.join(", ")
+        );
     }
     let mut cases = Vec::new();
     for (name, bench) in chosen {
         cases.extend(bench(lab, args).with_context(|| format!("benchmark {name}"))?);
     }
-    println!("\nMedians of {} rounds, guests on {}", args.rounds, lab.accel.name());
+    println!(
+        "\nMedians of {} rounds, guests on {}",
+        args.rounds,
+        lab.accel.name()
+    );
     cases.iter().for_each(print);
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&cases)?;
@@ -75,7 +94,10 @@ fn print(case: &Case) {
     println!("\n{} ({})", case.case, case.unit);
     println!("  {:<24}{:8.2}", "ours", case.ours);
     for (peer, value) in &case.peers {
-        println!("  {peer:<24}{value:8.2}   ours is {:.2} times that", case.ours / value);
+        println!(
+            "  {peer:<24}{value:8.2}   ours is {:.2} times that",
+            case.ours / value
+        );
     }
     println!("  ratio to the best       {:8.2}", case.ratio_to_best);
 }
