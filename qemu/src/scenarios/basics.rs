@@ -3,17 +3,13 @@
 
 use anyhow::{Result, ensure};
 
-use super::{BOTH, DEVICE_TAP, NETDEV_TAP, Scenario};
-use crate::backend::Uplink;
+use super::{BOTH, DEVICE_TAP, LOOPBACK, NETDEV_TAP, Scenario, USER};
 use crate::far_end::BytesServer;
-use crate::machine::nic::Attach;
 use crate::net::{HOST_IP, HOST_IP6};
 use crate::test::Form;
 use crate::test::bed::{Bed, Setup};
 use crate::traffic::{Client, Direction};
 
-const USER: Setup = Setup::new(Attach::Netdev, Uplink::User);
-const LOOPBACK: Setup = Setup::new(Attach::Netdev, Uplink::Loopback);
 const ALL: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, USER, LOOPBACK];
 
 pub const TABLE: &[Scenario] = &[
@@ -21,6 +17,7 @@ pub const TABLE: &[Scenario] = &[
     Scenario::new("contents", BOTH, contents),
     Scenario::new("tcp", ALL, tcp),
     Scenario::new("udp", ALL, udp),
+    Scenario::new("soak", BOTH, soak).full_only(),
 ];
 
 fn ping(bed: &mut Bed, form: Form) -> Result<()> {
@@ -80,4 +77,13 @@ fn udp(bed: &mut Bed, form: Form) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Ten minutes both ways at once.
+fn soak(bed: &mut Bed, _: Form) -> Result<()> {
+    let client =
+        Client::new(&bed.cable.server, Direction::GuestToHost, 600).with("--bidir --parallel 4");
+    let transfer = client.run(bed.guest())?;
+    ensure!(transfer.gbps > 0.05, "only {:.3} Gb/s", transfer.gbps);
+    contents(bed, Form::Full)
 }
