@@ -67,16 +67,25 @@ pub fn choose(lab: &Lab, choice: Choice) -> Result<Accel> {
         log::info!("no KVM: /dev/kvm cannot be opened: {e}");
         return Ok(Accel::Tcg);
     }
-    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the host's boot id")?;
+    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .context("cannot read the host's boot id")?;
     let known = lab.cache.root().join("kvm-works");
     let key = format!("{} {}", host.trim(), lab.kernel.image.display());
-    match fs::read_to_string(&known).unwrap_or_default().strip_prefix(&key) {
+    match fs::read_to_string(&known)
+        .unwrap_or_default()
+        .strip_prefix(&key)
+    {
         Some(" yes") => return Ok(Accel::Kvm),
         Some(" no") => return Ok(Accel::Tcg),
         _ => {}
     }
     let step = Step::start("trying to boot a guest on KVM");
-    let tried = Machine::boot_within(lab, &Spec::new("kvm-trial", Nic::None), Accel::Kvm, KVM_BOOT_LIMIT);
+    let tried = Machine::boot_within(
+        lab,
+        &Spec::new("kvm-trial", Nic::None),
+        Accel::Kvm,
+        KVM_BOOT_LIMIT,
+    );
     step.done();
     let accel = match tried {
         Ok(_) => Accel::Kvm,
@@ -90,6 +99,7 @@ pub fn choose(lab: &Lab, choice: Choice) -> Result<Accel> {
         }
     };
     let answer = if accel == Accel::Kvm { "yes" } else { "no" };
-    fs::write(&known, format!("{key} {answer}")).with_context(|| format!("cannot write {}", known.display()))?;
+    fs::write(&known, format!("{key} {answer}"))
+        .with_context(|| format!("cannot write {}", known.display()))?;
     Ok(accel)
 }

@@ -58,7 +58,11 @@ pub struct Options {
 impl Options {
     /// A NIC with one pair of queues on this uplink.
     pub fn new(uplink: Uplink) -> Self {
-        Options { uplink, queues: 1, extra: Vec::new() }
+        Options {
+            uplink,
+            queues: 1,
+            extra: Vec::new(),
+        }
     }
 }
 
@@ -80,7 +84,10 @@ impl Backend {
     /// Starts a backend and waits until it listens.
     pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
         let id = lab.unique("nic");
-        let (socket, control) = (lab.run.dir.join(format!("{id}.sock")), lab.run.dir.join(format!("{id}.ctl")));
+        let (socket, control) = (
+            lab.run.dir.join(format!("{id}.sock")),
+            lab.run.dir.join(format!("{id}.ctl")),
+        );
         let mut arguments = vec!["serve".to_owned()];
         let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
         add("--socket-path", socket.display().to_string());
@@ -103,7 +110,14 @@ impl Backend {
         let log = lab.run.logs.join(format!("{id}.backend.log"));
         let binary = lab.ferronic.clone();
         let process = spawn(&binary, &arguments, &log)?;
-        let backend = Backend { socket, control, log, binary, arguments, process: Mutex::new(process) };
+        let backend = Backend {
+            socket,
+            control,
+            log,
+            binary,
+            arguments,
+            process: Mutex::new(process),
+        };
         backend.wait_ready()?;
         Ok(backend)
     }
@@ -117,7 +131,16 @@ impl Backend {
     pub fn nic(&self, attach: Attach, queues: usize) -> Result<Nic> {
         let socket = self.socket.display().to_string();
         let queues = queues.to_string();
-        let line = self.run(&["qemu-args", "--no-memory", "--socket-path", &socket, "--attach", attach.name(), "--queues", &queues])?;
+        let line = self.run(&[
+            "qemu-args",
+            "--no-memory",
+            "--socket-path",
+            &socket,
+            "--attach",
+            attach.name(),
+            "--queues",
+            &queues,
+        ])?;
         let Some(mut arguments) = shlex::split(&line) else {
             bail!("`ferronic qemu-args` printed what no shell can read: {line}");
         };
@@ -139,7 +162,12 @@ impl Backend {
         let mut arguments = subcommand.to_vec();
         arguments.push("--json");
         let text = self.control(&arguments)?;
-        serde_json::from_str(&text).with_context(|| format!("`ferronic {}` printed no JSON: {text}", subcommand.join(" ")))
+        serde_json::from_str(&text).with_context(|| {
+            format!(
+                "`ferronic {}` printed no JSON: {text}",
+                subcommand.join(" ")
+            )
+        })
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String> {
@@ -161,7 +189,8 @@ impl Backend {
 
     /// Pulls the cable or puts it back.
     pub fn set_link(&self, up: bool) -> Result<()> {
-        self.control(&["link", if up { "up" } else { "down" }]).map(|_| ())
+        self.control(&["link", if up { "up" } else { "down" }])
+            .map(|_| ())
     }
 
     fn process(&self) -> MutexGuard<'_, Child> {
@@ -195,18 +224,26 @@ impl Backend {
     /// Ends it with SIGTERM, and checks that it does so in good order.
     pub fn terminate(&self) -> Result<()> {
         let mut process = self.process();
-        kill_process(Pid::from_child(&process), Signal::TERM).context("cannot signal the backend")?;
+        kill_process(Pid::from_child(&process), Signal::TERM)
+            .context("cannot signal the backend")?;
         let deadline = Instant::now() + STOP_LIMIT;
         while Instant::now() < deadline {
             if let Some(status) = process.try_wait()? {
                 if !status.success() {
-                    bail!("the backend ended with {status} upon SIGTERM; see {}", self.log.display());
+                    bail!(
+                        "the backend ended with {status} upon SIGTERM; see {}",
+                        self.log.display()
+                    );
                 }
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        bail!("the backend did not end within {} s of SIGTERM; see {}", STOP_LIMIT.as_secs(), self.log.display())
+        bail!(
+            "the backend did not end within {} s of SIGTERM; see {}",
+            STOP_LIMIT.as_secs(),
+            self.log.display()
+        )
     }
 
     fn wait_ready(&self) -> Result<()> {
@@ -217,7 +254,9 @@ impl Backend {
             }
             let ended = self.ended();
             if ended.is_some() || Instant::now() > deadline {
-                let how = ended.map_or("does not listen".to_owned(), |status| format!("ended with {status}"));
+                let how = ended.map_or("does not listen".to_owned(), |status| {
+                    format!("ended with {status}")
+                });
                 bail!(
                     "the backend {how}: {}\n{}",
                     self.command_line(),

@@ -64,7 +64,10 @@ impl Cable {
                 (HOST_IP.to_owned(), None)
             }
         };
-        let cable = Cable { server, _host_server: host_server };
+        let cable = Cable {
+            server,
+            _host_server: host_server,
+        };
         guest
             .sh(&format!("ping -c 1 -w 10 {}", cable.server))
             .with_context(|| format!("the guest does not reach the far end, {}", cable.server))?;
@@ -82,7 +85,10 @@ pub fn wait_carrier(guest: &Guest, up: bool) -> Result<()> {
         }
         if Instant::now() > deadline {
             let wanted = if up { "has no" } else { "still has a" };
-            bail!("the guest's {INTERFACE} {wanted} carrier after {} s", CARRIER_LIMIT.as_secs());
+            bail!(
+                "the guest's {INTERFACE} {wanted} carrier after {} s",
+                CARRIER_LIMIT.as_secs()
+            );
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -91,5 +97,7 @@ pub fn wait_carrier(guest: &Guest, up: bool) -> Result<()> {
 fn gateway(guest: &Guest) -> Result<String> {
     let routes: Value = serde_json::from_str(&guest.sh("ip -j route show default")?)?;
     let gateway = routes.pointer("/0/gateway").and_then(Value::as_str);
-    Ok(gateway.context("DHCP gave the guest no gateway")?.to_owned())
+    Ok(gateway
+        .context("DHCP gave the guest no gateway")?
+        .to_owned())
 }

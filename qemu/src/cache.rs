@@ -38,7 +38,10 @@ pub struct Key {
 impl Key {
     /// A key for artefacts called `name`.
     pub fn new(name: &str) -> Self {
-        Key { name: name.to_owned(), hash: Sha256::new() }
+        Key {
+            name: name.to_owned(),
+            hash: Sha256::new(),
+        }
     }
 
     /// Adds an input; its length goes in too, so that inputs cannot run into each other.
@@ -75,18 +78,31 @@ pub enum Leftover {
 impl Cache {
     /// Finds the cache directory and creates it.
     pub fn open() -> Result<Self> {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let set = |name: &str| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
         let root = set(CACHE_ENV)
             .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("ferronic")))
             .or_else(|| set("HOME").map(|d| d.join(".cache/ferronic")))
             .with_context(|| format!("no place for the cache: set {CACHE_ENV} or HOME"))?;
         fs::create_dir_all(&root).with_context(|| {
-            format!("cannot create the cache directory {} (set {CACHE_ENV} to name another)", root.display())
+            format!(
+                "cannot create the cache directory {} (set {CACHE_ENV} to name another)",
+                root.display()
+            )
         })?;
         let root = root.canonicalize()?;
         // The tools see the host's file system except for these, which are theirs.
-        if ["/usr", "/etc", "/boot"].iter().any(|top| root.starts_with(top)) {
-            bail!("the cache cannot be in {}: set {CACHE_ENV} to a directory outside /usr, /etc and /boot", root.display());
+        if ["/usr", "/etc", "/boot"]
+            .iter()
+            .any(|top| root.starts_with(top))
+        {
+            bail!(
+                "the cache cannot be in {}: set {CACHE_ENV} to a directory outside /usr, /etc and /boot",
+                root.display()
+            );
         }
         Ok(Cache { root })
     }
@@ -100,20 +116,29 @@ impl Cache {
     pub fn new_log_dir(&self, verb: &str) -> Result<PathBuf> {
         let logs = self.root.join("logs");
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
-        let mut old: Vec<_> = fs::read_dir(&logs)?.filter_map(|e| e.ok().map(|e| e.path())).collect();
+        let mut old: Vec<_> = fs::read_dir(&logs)?
+            .filter_map(|e| e.ok().map(|e| e.path()))
+            .collect();
         old.sort();
         for dir in old.iter().rev().skip(KEEP_LOGS - 1) {
             // Another lab may be removing it too.
             let _ = fs::remove_dir_all(dir);
         }
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
         let dir = logs.join(format!("{seconds}-{verb}-{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(dir)
     }
 
     /// Returns the artefact's directory, made by `build` in a `.part` directory if it is not there.
-    pub fn artefact(&self, key: Key, leftover: Leftover, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    pub fn artefact(
+        &self,
+        key: Key,
+        leftover: Leftover,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         let name = key.dir_name();
         let whole = self.root.join(&name);
         if whole.is_dir() {
@@ -137,22 +162,28 @@ impl Cache {
     /// Waits for the lock called `name`; it is released when the file is dropped.
     pub fn lock(&self, name: &str) -> Result<File> {
         let path = self.root.join(format!("{name}.lock"));
-        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             Err(e) => return Err(e).with_context(|| format!("cannot lock {}", path.display())),
         }
         let step = Step::start(format!("waiting for another lab that makes {name}"));
-        flock(&file, FlockOperation::LockExclusive).with_context(|| format!("cannot lock {}", path.display()))?;
+        flock(&file, FlockOperation::LockExclusive)
+            .with_context(|| format!("cannot lock {}", path.display()))?;
         step.done();
         Ok(file)
     }
 
     /// Fails when fewer than `mib` MiB are free.
     pub fn need_space(&self, mib: u64, what: &str) -> Result<()> {
-        let stat = rustix::fs::statvfs(&self.root)
-            .with_context(|| format!("cannot ask how much space is free in {}", self.root.display()))?;
+        let stat = rustix::fs::statvfs(&self.root).with_context(|| {
+            format!(
+                "cannot ask how much space is free in {}",
+                self.root.display()
+            )
+        })?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
         if free < mib {
             bail!(

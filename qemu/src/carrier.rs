@@ -51,7 +51,10 @@ impl<'a> Watch<'a> {
         let deadline = Instant::now() + LIMIT;
         while watch.changes().unwrap_or_default().is_empty() {
             if Instant::now() > deadline {
-                bail!("carrier-watch does not start: {}", String::from_utf8_lossy(&guest.read_file(LOG)?));
+                bail!(
+                    "carrier-watch does not start: {}",
+                    String::from_utf8_lossy(&guest.read_file(LOG)?)
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -63,7 +66,9 @@ impl<'a> Watch<'a> {
         let log = self.guest.read_file(LOG)?;
         String::from_utf8_lossy(&log)
             .lines()
-            .map(|line| serde_json::from_str(line).with_context(|| format!("carrier-watch printed: {line}")))
+            .map(|line| {
+                serde_json::from_str(line).with_context(|| format!("carrier-watch printed: {line}"))
+            })
             .collect()
     }
 
@@ -77,11 +82,17 @@ impl<'a> Watch<'a> {
         loop {
             if let Some(change) = self.changes()?.iter().skip(seen).find(|c| c.carrier == up) {
                 let ns = clocks.to_host_ns(change.ns) - commanded_ns;
-                return Ok(Delay { ms: ns as f64 / 1e6, error_ms: clocks.error.as_secs_f64() * 1e3 });
+                return Ok(Delay {
+                    ms: ns as f64 / 1e6,
+                    error_ms: clocks.error.as_secs_f64() * 1e3,
+                });
             }
             if Instant::now() > deadline {
                 let state = if up { "up" } else { "down" };
-                bail!("the guest's carrier did not go {state} within {} s", LIMIT.as_secs());
+                bail!(
+                    "the guest's carrier did not go {state} within {} s",
+                    LIMIT.as_secs()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }

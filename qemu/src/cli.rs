@@ -92,6 +92,9 @@ impl Command {
 
     /// Whether it plugs in our NIC.
     pub fn needs_ferronic(&self) -> bool {
-        matches!(self, Command::Demo(_) | Command::Test(_) | Command::Shell(_))
+        matches!(
+            self,
+            Command::Demo(_) | Command::Test(_) | Command::Shell(_)
+        )
     }
 }

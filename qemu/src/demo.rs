@@ -102,7 +102,12 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
         listening.as_millis(),
         boot_time.as_secs_f64()
     );
-    let _ = writeln!(report, "The NIC at the end\n{}\n{}", indent(&status), indent(&stats));
+    let _ = writeln!(
+        report,
+        "The NIC at the end\n{}\n{}",
+        indent(&status),
+        indent(&stats)
+    );
     report += &by_hand(args.uplink, &backend.command_line(), &qemu);
     print!("{report}");
     if let Some(path) = &args.json {
@@ -128,7 +133,11 @@ fn flap(machine: &Machine, backend: &Backend, cable: &Cable) -> Result<(Delay, D
     let step = Step::start(format!("pulling the cable {FLAPS} times under traffic"));
     let pauses = FLAP_PAUSE.as_secs_f64() * f64::from(2 * FLAPS);
     // Long enough to go on after the last time.
-    let client = Client::new(&cable.server, Direction::GuestToHost, pauses.ceil() as u32 + 5);
+    let client = Client::new(
+        &cable.server,
+        Direction::GuestToHost,
+        pauses.ceil() as u32 + 5,
+    );
     let traffic = machine.guest.spawn(&client.command())?;
     let watch = Watch::start(&machine.guest, INTERFACE)?;
     let (mut downs, mut ups) = (Vec::new(), Vec::new());
@@ -140,8 +149,15 @@ fn flap(machine: &Machine, backend: &Backend, cable: &Cable) -> Result<(Delay, D
     }
     drop(watch);
     let output = traffic.wait(client.limit())?;
-    let transfer = Transfer::parse(&output.stdout).context("the traffic under the flapping link")?;
-    if transfer.intervals.iter().rev().take(2).any(|bits| *bits == 0.0) {
+    let transfer =
+        Transfer::parse(&output.stdout).context("the traffic under the flapping link")?;
+    if transfer
+        .intervals
+        .iter()
+        .rev()
+        .take(2)
+        .any(|bits| *bits == 0.0)
+    {
         bail!("traffic has not resumed after the cable was put back");
     }
     step.done();
@@ -150,14 +166,29 @@ fn flap(machine: &Machine, backend: &Backend, cable: &Cable) -> Result<(Delay, D
 
 fn median(mut delays: Vec<Delay>) -> Delay {
     delays.sort_by(|a, b| a.ms.total_cmp(&b.ms));
-    delays.get(delays.len() / 2).copied().unwrap_or(Delay { ms: f64::NAN, error_ms: f64::NAN })
+    delays.get(delays.len() / 2).copied().unwrap_or(Delay {
+        ms: f64::NAN,
+        error_ms: f64::NAN,
+    })
 }
 
 fn report(f: &Figures) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "\nFerronic: {} attachment, uplink {}, guest on {}, Linux's own driver", f.attach, f.uplink, f.accel);
-    let _ = writeln!(text, "  guest to host   {:6.2} Gb/s   {} segments sent again", f.guest_to_host_gbps, f.guest_to_host_retransmits);
-    let _ = writeln!(text, "  host to guest   {:6.2} Gb/s   {} segments sent again", f.host_to_guest_gbps, f.host_to_guest_retransmits);
+    let _ = writeln!(
+        text,
+        "\nFerronic: {} attachment, uplink {}, guest on {}, Linux's own driver",
+        f.attach, f.uplink, f.accel
+    );
+    let _ = writeln!(
+        text,
+        "  guest to host   {:6.2} Gb/s   {} segments sent again",
+        f.guest_to_host_gbps, f.guest_to_host_retransmits
+    );
+    let _ = writeln!(
+        text,
+        "  host to guest   {:6.2} Gb/s   {} segments sent again",
+        f.host_to_guest_gbps, f.host_to_guest_retransmits
+    );
     let _ = writeln!(
         text,
         "  carrier down    {:6.1} ms     median of {}, from `ferronic link down` to the guest's kernel",
@@ -172,7 +203,8 @@ fn report(f: &Figures) -> String {
 }
 
 fn by_hand(uplink: Uplink, backend: &str, qemu: &str) -> String {
-    let mut text = String::from("The same by hand (the sockets' directory is gone: choose another)\n");
+    let mut text =
+        String::from("The same by hand (the sockets' directory is gone: choose another)\n");
     if uplink == Uplink::Tap {
         let _ = writeln!(
             text,

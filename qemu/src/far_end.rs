@@ -35,7 +35,10 @@ impl BytesServer {
             .spawn()
             .context("cannot run python3")?;
         let stdout = process.stdout.take();
-        let server = BytesServer { address: address.to_owned(), process };
+        let server = BytesServer {
+            address: address.to_owned(),
+            process,
+        };
         let mut line = String::new();
         if let Some(stdout) = stdout {
             BufReader::new(stdout).read_line(&mut line)?;
@@ -48,7 +51,10 @@ impl BytesServer {
 
     /// The command in the guest that moves so many bytes or datagrams.
     pub fn client(&self, verb: &str, amount: u64) -> String {
-        format!("bytes-check {verb} {} {PORT} {amount} {amount}", self.address)
+        format!(
+            "bytes-check {verb} {} {PORT} {amount} {amount}",
+            self.address
+        )
     }
 }
 

@@ -13,8 +13,11 @@ use crate::progress::{Step, say};
 pub const MIRROR_ENV: &str = "FERRONIC_DEBIAN_MIRROR";
 
 /// Programs, and the Debian packages they come in. Root needs no id mapping helpers.
-const PROGRAMS: [(&str, &str, bool); 3] =
-    [("mmdebstrap", "mmdebstrap", true), ("tar", "tar", true), ("newuidmap", "uidmap", false)];
+const PROGRAMS: [(&str, &str, bool); 3] = [
+    ("mmdebstrap", "mmdebstrap", true),
+    ("tar", "tar", true),
+    ("newuidmap", "uidmap", false),
+];
 
 /// Finds a program by name in PATH and the system's directories.
 pub fn find_program(name: &str) -> Option<PathBuf> {
@@ -38,10 +41,14 @@ pub fn need_packages() -> Result<()> {
     }
     let packages = missing.join(" ");
     if find_program("apt-get").is_none() {
-        bail!("this host lacks {packages}, and it has no apt-get to install them with: install them by hand");
+        bail!(
+            "this host lacks {packages}, and it has no apt-get to install them with: install them by hand"
+        );
     }
     if !root {
-        bail!("this host lacks {packages}. Please run:\n\n    sudo apt-get install {packages}\n\nand call the lab again");
+        bail!(
+            "this host lacks {packages}. Please run:\n\n    sudo apt-get install {packages}\n\nand call the lab again"
+        );
     }
     let step = Step::start(format!("installing {packages}"));
     let mut output = apt_get("install", &missing)?;
@@ -54,7 +61,10 @@ pub fn need_packages() -> Result<()> {
         output = apt_get("install", &missing)?;
     }
     if !output.status.success() {
-        bail!("apt-get install {packages} failed: {}", tail(&output.stderr));
+        bail!(
+            "apt-get install {packages} failed: {}",
+            tail(&output.stderr)
+        );
     }
     step.done();
     Ok(())
@@ -78,7 +88,12 @@ pub fn debian_mirror() -> Result<String> {
         return Ok(mirror);
     }
     let targets = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI) $(SITE) $(CODENAME)", "Created-By: Packages"])
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(SITE) $(CODENAME)",
+            "Created-By: Packages",
+        ])
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot ask apt for a Debian mirror: set {MIRROR_ENV} to one"))?;
@@ -102,7 +117,10 @@ pub fn debian_mirror() -> Result<String> {
 pub fn tail(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(15)..).unwrap_or(&lines).join("\n")
+    lines
+        .get(lines.len().saturating_sub(15)..)
+        .unwrap_or(&lines)
+        .join("\n")
 }
 
 /// Runs a long command with its output in a log file; a failure shows the end of the log.
@@ -122,7 +140,11 @@ pub fn run_logged(command: &mut Command, log: &std::path::Path) -> Result<()> {
     if !status.success() {
         let said = std::fs::read(log).unwrap_or_default();
         say(format!("the end of {}:\n{}", log.display(), tail(&said)));
-        bail!("{} ended with {status}; all it said is in {}", program.display(), log.display());
+        bail!(
+            "{} ended with {status}; all it said is in {}",
+            program.display(),
+            log.display()
+        );
     }
     Ok(())
 }

@@ -56,7 +56,12 @@ pub fn prepare(options: &Options) -> Result<Parts> {
         _ => kernel::kernel(&cache, &tools, &[kernel::BASE])?,
     };
     let image = guest::image(&cache, &tools, &kernel)?;
-    Ok(Parts { cache, tools, kernel, image })
+    Ok(Parts {
+        cache,
+        tools,
+        kernel,
+        image,
+    })
 }
 
 /// Builds the NIC.
@@ -69,7 +74,10 @@ pub fn build_ferronic() -> Result<()> {
         .output()
         .context("cannot run cargo")?;
     if !output.status.success() {
-        bail!("cargo build failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cargo build failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     step.done();
     Ok(())
@@ -105,11 +113,26 @@ impl Parts {
         {
             bail!("there is no QEMU {}", qemu.display());
         }
-        let Parts { cache, tools, kernel, image } = self;
+        let Parts {
+            cache,
+            tools,
+            kernel,
+            image,
+        } = self;
         let qemu = options.qemu.clone();
         let ferronic = beside_lab("ferronic")?;
         let accel = Accel::Tcg;
-        let mut lab = Lab { cache, tools, kernel, image, ferronic, accel, run, qemu, names: AtomicU32::new(0) };
+        let mut lab = Lab {
+            cache,
+            tools,
+            kernel,
+            image,
+            ferronic,
+            accel,
+            run,
+            qemu,
+            names: AtomicU32::new(0),
+        };
         lab.accel = accel::choose(&lab, options.accel)?;
         Ok(lab)
     }
@@ -140,8 +163,12 @@ impl Lab {
 
     /// Runs a tool that must succeed, and returns its standard output.
     pub fn tool(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        let output =
-            self.tools.command(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
+        let output = self
+            .tools
+            .command(program)
+            .args(arguments)
+            .output()
+            .with_context(|| format!("cannot run {program}"))?;
         if !output.status.success() {
             bail!(
                 "`{program} {}` ended with {}:\n{}",
@@ -156,5 +183,6 @@ impl Lab {
 
 /// Joins arguments so that a shell takes them apart again.
 pub fn quote<S: AsRef<str>>(arguments: &[S]) -> String {
-    shlex::try_join(arguments.iter().map(AsRef::as_ref)).unwrap_or_else(|_| "(an argument holds a NUL)".into())
+    shlex::try_join(arguments.iter().map(AsRef::as_ref))
+        .unwrap_or_else(|_| "(an argument holds a NUL)".into())
 }

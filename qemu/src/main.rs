@@ -77,12 +77,20 @@ fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
     if let Command::Test(args) = command {
         let counts = test::on_host(args)?;
         let status = sandbox::net::run_inside(&logs)?;
-        return Ok(if test::conclude(counts, &logs, status) { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        return Ok(if test::conclude(counts, &logs, status) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
     }
     let status = sandbox::net::run_inside(&logs)?;
     match status.code() {
         Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
-        None => bail!("the lab died of signal {:?}; logs are in {}", status.signal(), logs.display()),
+        None => bail!(
+            "the lab died of signal {:?}; logs are in {}",
+            status.signal(),
+            logs.display()
+        ),
     }
 }
 
@@ -116,10 +124,15 @@ fn exec(program: &[std::ffi::OsString]) -> Result<()> {
 
 fn run_script(lab: &Lab, script: &str) -> Result<ExitCode> {
     net::make_tap(lab, false)?;
-    let nic = machine::nic::Nic::Tap { name: net::TAP.into(), queues: 1 };
+    let nic = machine::nic::Nic::Tap {
+        name: net::TAP.into(),
+        queues: 1,
+    };
     let machine = machine::Machine::boot(lab, &machine::Spec::new("run", nic))?;
     log::info!("booted in {:.1} s", machine.boot_time.as_secs_f64());
-    let output = machine.guest.try_sh(script, std::time::Duration::from_secs(3600))?;
+    let output = machine
+        .guest
+        .try_sh(script, std::time::Duration::from_secs(3600))?;
     print!("{}", output.stdout);
     eprint!("{}", output.stderr);
     machine.quit()?;

@@ -77,7 +77,10 @@ pub fn ip(lab: &Lab, lines: &str) -> Result<()> {
     }
     let output = child.wait_with_output()?;
     if !output.status.success() {
-        bail!("ip failed: {}\nof\n{lines}", String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "ip failed: {}\nof\n{lines}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }

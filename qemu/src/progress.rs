@@ -39,7 +39,12 @@ impl Step {
         let stop = Arc::new(AtomicBool::new(false));
         let (name, stopped) = (what.clone(), stop.clone());
         let ticker = std::thread::spawn(move || tick(&name, start, &stopped));
-        Step { what, start, stop, ticker: Some(ticker) }
+        Step {
+            what,
+            start,
+            stop,
+            ticker: Some(ticker),
+        }
     }
 
     /// Ends the step well.
@@ -66,7 +71,11 @@ impl Drop for Step {
     fn drop(&mut self) {
         if self.ticker.is_some() {
             self.halt();
-            say(format!("{}: failed after {:.1} s", self.what, self.start.elapsed().as_secs_f64()));
+            say(format!(
+                "{}: failed after {:.1} s",
+                self.what,
+                self.start.elapsed().as_secs_f64()
+            ));
         }
     }
 }
@@ -89,7 +98,10 @@ fn tick(what: &str, start: Instant, stop: &AtomicBool) {
             say(format!("{what} ..."));
             said = Instant::now();
         } else if said.elapsed() >= LOG_EVERY {
-            say(format!("{what} ... still at it after {} s", elapsed.as_secs()));
+            say(format!(
+                "{what} ... still at it after {} s",
+                elapsed.as_secs()
+            ));
             said = Instant::now();
         }
     }

@@ -29,19 +29,32 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
     if args.uplink == Uplink::Tap {
         net::make_tap(lab, args.queues > 1)?;
     }
-    let backend = Backend::start(lab, &Options { queues: args.queues, ..Options::new(args.uplink) })?;
+    let backend = Backend::start(
+        lab,
+        &Options {
+            queues: args.queues,
+            ..Options::new(args.uplink)
+        },
+    )?;
     let mut spec = Spec::new("shell", backend.nic(args.attach, args.queues)?);
     spec.shell = true;
     match args.uplink {
         Uplink::Tap => {
-            spec.init.push(format!("ferronic.address={}/24", net::GUEST_IP));
+            spec.init
+                .push(format!("ferronic.address={}/24", net::GUEST_IP));
             say(format!("the host is {} to the guest", net::HOST_IP));
         }
         Uplink::User => spec.init.push("ferronic.dhcp".into()),
-        Uplink::Loopback => spec.init.push(format!("ferronic.address={}/24", net::GUEST_IP)),
+        Uplink::Loopback => spec
+            .init
+            .push(format!("ferronic.address={}/24", net::GUEST_IP)),
     }
     say(format!("the backend: {}", backend.command_line()));
-    say(format!("in another terminal: {} link down --control {}", lab.ferronic.display(), backend.control.display()));
+    say(format!(
+        "in another terminal: {} link down --control {}",
+        lab.ferronic.display(),
+        backend.control.display()
+    ));
     say("`exit` ends the guest, Ctrl-A X ends QEMU");
     let machine = Machine::boot(lab, &spec)?;
     machine.wait()?;

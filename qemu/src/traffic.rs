@@ -47,7 +47,11 @@ impl Server {
             bail!("iperf3's output is lost");
         };
         let mut lines = BufReader::new(stdout).lines();
-        if !lines.by_ref().map_while(Result::ok).any(|line| line.contains("listening")) {
+        if !lines
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.contains("listening"))
+        {
             bail!("iperf3 does not listen: is its port taken?");
         }
         // It goes on talking; an unread pipe would stop it.
@@ -93,7 +97,12 @@ pub struct Client {
 impl Client {
     /// A TCP transfer.
     pub fn new(server: &str, direction: Direction, seconds: u32) -> Self {
-        Client { server: server.to_owned(), direction, seconds, options: String::new() }
+        Client {
+            server: server.to_owned(),
+            direction,
+            seconds,
+            options: String::new(),
+        }
     }
 
     /// The same with more options.
@@ -104,7 +113,11 @@ impl Client {
 
     /// The command in the guest.
     pub fn command(&self) -> String {
-        let reverse = if self.direction == Direction::HostToGuest { " --reverse" } else { "" };
+        let reverse = if self.direction == Direction::HostToGuest {
+            " --reverse"
+        } else {
+            ""
+        };
         // A lost control connection would otherwise be waited for until TCP gives up.
         format!(
             "iperf3 --json --connect-timeout 5000 --client {} --time {} {}{reverse}",
@@ -120,14 +133,21 @@ impl Client {
     /// Runs it to its end.
     pub fn run(&self, guest: &Guest) -> Result<Transfer> {
         let output = guest.try_sh(&self.command(), self.limit())?;
-        Transfer::parse(&output.stdout).with_context(|| format!("in the guest, `{}` failed: {}", self.command(), output.stderr))
+        Transfer::parse(&output.stdout).with_context(|| {
+            format!(
+                "in the guest, `{}` failed: {}",
+                self.command(),
+                output.stderr
+            )
+        })
     }
 }
 
 impl Transfer {
     /// Reads iperf3's JSON.
     pub fn parse(text: &str) -> Result<Self> {
-        let report: Value = serde_json::from_str(text).with_context(|| format!("iperf3 printed no JSON: {text}"))?;
+        let report: Value = serde_json::from_str(text)
+            .with_context(|| format!("iperf3 printed no JSON: {text}"))?;
         if let Some(error) = report.get("error").and_then(Value::as_str) {
             bail!("iperf3: {error}");
         }
@@ -137,11 +157,18 @@ impl Transfer {
         let intervals = report
             .get("intervals")
             .and_then(Value::as_array)
-            .map(|list| list.iter().filter_map(|i| i.pointer("/sum/bits_per_second")?.as_f64()).collect())
+            .map(|list| {
+                list.iter()
+                    .filter_map(|i| i.pointer("/sum/bits_per_second")?.as_f64())
+                    .collect()
+            })
             .unwrap_or_default();
         Ok(Transfer {
             gbps: bits / 1e9,
-            retransmits: report.pointer("/end/sum_sent/retransmits").and_then(Value::as_u64).unwrap_or(0),
+            retransmits: report
+                .pointer("/end/sum_sent/retransmits")
+                .and_then(Value::as_u64)
+                .unwrap_or(0),
             lost_percent: number("/end/sum/lost_percent").unwrap_or(0.0),
             intervals,
         })

@@ -12,8 +12,12 @@ use crate::host;
 /// The Debian release that tools and guests come from.
 pub const SUITE: &str = "trixie";
 /// Files that neither tools nor guests are asked for.
-const LEFT_OUT: [&str; 4] =
-    ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
+const LEFT_OUT: [&str; 4] = [
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/locale/*",
+    "/usr/share/info/*",
+];
 
 /// A system to make.
 #[derive(Debug)]
@@ -29,7 +33,12 @@ pub struct System<'a> {
 impl System<'_> {
     /// What it is made of, for cache keys.
     pub fn inputs(&self) -> String {
-        format!("{SUITE} {} {} {}", self.variant, self.backports, self.packages.join(","))
+        format!(
+            "{SUITE} {} {} {}",
+            self.variant,
+            self.backports,
+            self.packages.join(",")
+        )
     }
 
     /// Makes the system as a tar file.
@@ -38,10 +47,14 @@ impl System<'_> {
         let mirror = host::debian_mirror()?;
         let mut command = Command::new("mmdebstrap");
         // Without root this makes a user namespace; as root it only makes a mount namespace.
-        command.args(["--mode=unshare", "--format=tar"]).arg(format!("--variant={}", self.variant));
+        command
+            .args(["--mode=unshare", "--format=tar"])
+            .arg(format!("--variant={}", self.variant));
         command.arg("--aptopt=APT::Install-Recommends \"false\"");
         if self.backports {
-            command.arg(format!("--aptopt=APT::Default-Release \"{SUITE}-backports\""));
+            command.arg(format!(
+                "--aptopt=APT::Default-Release \"{SUITE}-backports\""
+            ));
         }
         for pattern in LEFT_OUT {
             command.arg(format!("--dpkgopt=path-exclude={pattern}"));
@@ -63,7 +76,11 @@ impl System<'_> {
         self.make(&tar, log)?;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let mut extract = Command::new("tar");
-        extract.args(["--no-same-owner", "--exclude=./dev/*", "-xf"]).arg(&tar).arg("-C").arg(dir);
+        extract
+            .args(["--no-same-owner", "--exclude=./dev/*", "-xf"])
+            .arg(&tar)
+            .arg("-C")
+            .arg(dir);
         host::run_logged(&mut extract, log)?;
         fs::remove_file(&tar).with_context(|| format!("cannot remove {}", tar.display()))
     }

@@ -36,15 +36,28 @@ const SYSTEM: System = System {
     variant: "essential",
     backports: false,
     packages: &[
-        "qemu-guest-agent", "mount", "procps", "kmod", "iproute2", "ethtool", "iperf3", "iputils-ping", "tcpdump", "udhcpc",
-        "busybox", "python3",
+        "qemu-guest-agent",
+        "mount",
+        "procps",
+        "kmod",
+        "iproute2",
+        "ethtool",
+        "iperf3",
+        "iputils-ping",
+        "tcpdump",
+        "udhcpc",
+        "busybox",
+        "python3",
     ],
 };
 
 /// Returns the image for this kernel, made if it is not there.
 pub fn image(cache: &Cache, tools: &ToolRoot, kernel: &Kernel) -> Result<PathBuf> {
     let system = system(cache)?;
-    let mut key = Key::new("guest").with("1").with_artefact(cache, &system).with(describe(&kernel.modules)?);
+    let mut key = Key::new("guest")
+        .with("1")
+        .with_artefact(cache, &system)
+        .with(describe(&kernel.modules)?);
     for (name, text) in PROGRAMS {
         key = key.with(name).with(text);
     }
@@ -86,7 +99,12 @@ fn describe(modules: &Path) -> Result<String> {
                 todo.push(entry.path());
             } else if kind.is_file() {
                 let meta = entry.metadata()?;
-                text += &format!("{} {} {:?}\n", entry.path().display(), meta.len(), meta.modified()?);
+                text += &format!(
+                    "{} {} {:?}\n",
+                    entry.path().display(),
+                    meta.len(),
+                    meta.modified()?
+                );
             }
         }
     }
@@ -110,11 +128,30 @@ fn build(tools: &ToolRoot, system: &Path, modules: &Path, part: &Path) -> Result
         run_logged(&mut tar, &log)
     };
     add(part, "./ferronic", &["--mode=755"])?;
-    add(modules, ".", &["--exclude=./*/build", "--exclude=./*/source", "--transform=s,^\\.,./usr/lib/modules,"])?;
+    add(
+        modules,
+        ".",
+        &[
+            "--exclude=./*/build",
+            "--exclude=./*/source",
+            "--transform=s,^\\.,./usr/lib/modules,",
+        ],
+    )?;
 
     // No journal: every boot starts from this image and throws its changes away.
     let mut mke2fs = tools.command("mke2fs");
-    mke2fs.args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-N", "60000", "-d"]);
+    mke2fs.args([
+        "-q",
+        "-t",
+        "ext4",
+        "-O",
+        "^has_journal",
+        "-m",
+        "0",
+        "-N",
+        "60000",
+        "-d",
+    ]);
     mke2fs.arg(&tar_file).arg(part.join("root.ext4")).arg("1G");
     run_logged(&mut mke2fs, &log)?;
     fs::remove_file(&tar_file)?;

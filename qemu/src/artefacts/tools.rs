@@ -16,12 +16,32 @@ const SYSTEM: System = System {
     backports: true,
     packages: &[
         // Machines, peers and measurements.
-        "qemu-system-x86", "seabios", "ipxe-qemu", "passt", "iperf3", "iproute2", "ethtool", "python3",
+        "qemu-system-x86",
+        "seabios",
+        "ipxe-qemu",
+        "passt",
+        "iperf3",
+        "iproute2",
+        "ethtool",
+        "python3",
         // The guest image; mke2fs reads tar files through libarchive.
-        "e2fsprogs", "libarchive13t64",
+        "e2fsprogs",
+        "libarchive13t64",
         // The guest kernel, and modules for it in C and Rust.
-        KERNEL_SOURCE_PACKAGE, "gcc", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils",
-        "kmod", "rustc", "rust-src", "bindgen", "libclang-dev",
+        KERNEL_SOURCE_PACKAGE,
+        "gcc",
+        "make",
+        "flex",
+        "bison",
+        "bc",
+        "libelf-dev",
+        "libssl-dev",
+        "xz-utils",
+        "kmod",
+        "rustc",
+        "rust-src",
+        "bindgen",
+        "libclang-dev",
     ],
 };
 
@@ -30,7 +50,8 @@ pub fn tools(cache: &Cache) -> Result<ToolRoot> {
     let key = Key::new("tools").with("1").with(SYSTEM.inputs());
     let dir = cache.artefact(key, Leftover::Discard, |part| {
         cache.need_space(5000, "the tool root")?;
-        let step = Step::start("fetching QEMU and the kernel's compilers from Debian (about 1 min)");
+        let step =
+            Step::start("fetching QEMU and the kernel's compilers from Debian (about 1 min)");
         SYSTEM.make_directory(&part.join("root"), &part.join("log"))?;
         step.done();
         Ok(())

@@ -32,10 +32,18 @@ pub struct Agent {
 
 impl Agent {
     /// Connects to QEMU's side of the serial line, and waits for the agent.
-    pub fn connect(path: &Path, deadline: Instant, mut alive: impl FnMut() -> bool) -> Result<Self> {
+    pub fn connect(
+        path: &Path,
+        deadline: Instant,
+        mut alive: impl FnMut() -> bool,
+    ) -> Result<Self> {
         let wire = Wire::connect(path, deadline, &mut alive)
             .with_context(|| format!("cannot connect to {}", path.display()))?;
-        let mut agent = Agent { wire, synced: false, last_id: 0 };
+        let mut agent = Agent {
+            wire,
+            synced: false,
+            last_id: 0,
+        };
         agent.sync(deadline, alive)?;
         Ok(agent)
     }
@@ -48,7 +56,10 @@ impl Agent {
         }
         self.synced = false;
         self.wire.send(command)?;
-        let message = self.wire.receive(deadline).context("the guest's agent does not answer")?;
+        let message = self
+            .wire
+            .receive(deadline)
+            .context("the guest's agent does not answer")?;
         self.synced = true;
         Ok(answer::<C>(message)?)
     }
@@ -78,7 +89,8 @@ impl Agent {
             let line = self.wire.receive_line(deadline)?;
             // Anything else is an answer to an earlier question, or noise of the line.
             if let Some(at) = line.iter().rposition(|b| *b == DELIMITER)
-                && let Ok(message) = serde_json::from_slice::<Value>(line.get(at + 1..).unwrap_or_default())
+                && let Ok(message) =
+                    serde_json::from_slice::<Value>(line.get(at + 1..).unwrap_or_default())
                 && message.get("return").and_then(Value::as_i64) == Some(self.last_id)
             {
                 return Ok(());

@@ -32,7 +32,9 @@ impl ClockOffset {
 
 /// Nanoseconds since the epoch on the host's clock.
 pub fn host_now_ns() -> i128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos() as i128)
 }
 
 pub fn measure(agent: &mut Agent) -> Result<ClockOffset> {
@@ -43,9 +45,15 @@ pub fn measure(agent: &mut Agent) -> Result<ClockOffset> {
         let guest_ns = i128::from(agent.execute(&guest_get_time {})?);
         let error = asked.elapsed() / 2;
         if best.is_none_or(|b| error < b.error) {
-            best = Some(ClockOffset { ahead_ns: guest_ns - (asked_ns + error.as_nanos() as i128), error });
+            best = Some(ClockOffset {
+                ahead_ns: guest_ns - (asked_ns + error.as_nanos() as i128),
+                error,
+            });
         }
     }
     // ROUNDS is not zero.
-    Ok(best.unwrap_or(ClockOffset { ahead_ns: 0, error: Duration::MAX }))
+    Ok(best.unwrap_or(ClockOffset {
+        ahead_ns: 0,
+        error: Duration::MAX,
+    }))
 }

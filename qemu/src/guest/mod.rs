@@ -50,14 +50,23 @@ pub struct Running<'a> {
 
 impl Guest {
     /// Connects to the agent; it need not have been started yet.
-    pub fn connect(socket: &std::path::Path, deadline: Instant, alive: impl FnMut() -> bool) -> Result<Self> {
-        let agent = Agent::connect(socket, deadline, alive).context("the guest's agent does not answer")?;
-        Ok(Guest { agent: Mutex::new(agent) })
+    pub fn connect(
+        socket: &std::path::Path,
+        deadline: Instant,
+        alive: impl FnMut() -> bool,
+    ) -> Result<Self> {
+        let agent =
+            Agent::connect(socket, deadline, alive).context("the guest's agent does not answer")?;
+        Ok(Guest {
+            agent: Mutex::new(agent),
+        })
     }
 
     /// Waits until the agent answers, again or for the first time.
     pub fn wait_ready(&self, deadline: Instant, alive: impl FnMut() -> bool) -> Result<()> {
-        self.agent().sync(deadline, alive).context("the guest's agent does not answer")
+        self.agent()
+            .sync(deadline, alive)
+            .context("the guest's agent does not answer")
     }
 
     fn agent(&self) -> MutexGuard<'_, Agent> {
@@ -76,7 +85,9 @@ impl Guest {
         if output.code != 0 {
             bail!(
                 "in the guest, `{script}` ended with {}:\n{}{}",
-                output.code, output.stdout, output.stderr
+                output.code,
+                output.stdout,
+                output.stderr
             );
         }
         Ok(output.stdout)
@@ -86,11 +97,20 @@ impl Guest {
     pub fn try_sh(&self, script: &str, limit: Duration) -> Result<Output> {
         let seconds = format!("{}", limit.as_secs_f64());
         let output = self
-            .start(script, "/usr/bin/timeout", &["-s", "KILL", &seconds, "/bin/sh", "-c", script])?
+            .start(
+                script,
+                "/usr/bin/timeout",
+                &["-s", "KILL", &seconds, "/bin/sh", "-c", script],
+            )?
             .wait(limit + GRACE)?;
         // That is how timeout(1) says that it had to kill; a command killed by others looks the same.
         if output.code == 137 {
-            bail!("in the guest, `{script}` took longer than {} s:\n{}{}", limit.as_secs(), output.stdout, output.stderr);
+            bail!(
+                "in the guest, `{script}` took longer than {} s:\n{}{}",
+                limit.as_secs(),
+                output.stdout,
+                output.stderr
+            );
         }
         Ok(output)
     }
@@ -109,18 +129,36 @@ impl Guest {
             input_data: None,
             capture_output: Some(qga::GuestExecCaptureOutput::flag(true)),
         };
-        let started = self.agent().execute(&command).with_context(|| format!("cannot run `{what}` in the guest"))?;
-        Ok(Running { guest: self, what: what.to_owned(), pid: started.pid })
+        let started = self
+            .agent()
+            .execute(&command)
+            .with_context(|| format!("cannot run `{what}` in the guest"))?;
+        Ok(Running {
+            guest: self,
+            what: what.to_owned(),
+            pid: started.pid,
+        })
     }
 
     /// Writes a file.
     pub fn write_file(&self, path: &str, data: &[u8]) -> Result<()> {
         let mut agent = self.agent();
-        let open = qga::guest_file_open { path: path.into(), mode: Some("w".into()) };
-        let handle = agent.execute(&open).with_context(|| format!("cannot open {path} in the guest"))?;
+        let open = qga::guest_file_open {
+            path: path.into(),
+            mode: Some("w".into()),
+        };
+        let handle = agent
+            .execute(&open)
+            .with_context(|| format!("cannot open {path} in the guest"))?;
         for chunk in data.chunks(CHUNK) {
-            let write = qga::guest_file_write { handle, buf_b64: chunk.to_vec(), count: None };
-            agent.execute(&write).with_context(|| format!("cannot write {path} in the guest"))?;
+            let write = qga::guest_file_write {
+                handle,
+                buf_b64: chunk.to_vec(),
+                count: None,
+            };
+            agent
+                .execute(&write)
+                .with_context(|| format!("cannot write {path} in the guest"))?;
         }
         agent.execute(&qga::guest_file_close { handle })?;
         Ok(())
@@ -129,12 +167,22 @@ impl Guest {
     /// Reads a file.
     pub fn read_file(&self, path: &str) -> Result<Vec<u8>> {
         let mut agent = self.agent();
-        let open = qga::guest_file_open { path: path.into(), mode: Some("r".into()) };
-        let handle = agent.execute(&open).with_context(|| format!("cannot open {path} in the guest"))?;
+        let open = qga::guest_file_open {
+            path: path.into(),
+            mode: Some("r".into()),
+        };
+        let handle = agent
+            .execute(&open)
+            .with_context(|| format!("cannot open {path} in the guest"))?;
         let mut data = Vec::new();
         loop {
-            let read = qga::guest_file_read { handle, count: Some(CHUNK as i64) };
-            let part = agent.execute(&read).with_context(|| format!("cannot read {path} in the guest"))?;
+            let read = qga::guest_file_read {
+                handle,
+                count: Some(CHUNK as i64),
+            };
+            let part = agent
+                .execute(&read)
+                .with_context(|| format!("cannot read {path} in the guest"))?;
             data.extend_from_slice(&part.buf_b64);
             if part.eof || part.buf_b64.is_empty() {
                 break;
@@ -160,7 +208,11 @@ impl Running<'_> {
                 return Ok(output);
             }
             if Instant::now() > deadline {
-                bail!("in the guest, `{}` has not ended within {} s", self.what, limit.as_secs());
+                bail!(
+                    "in the guest, `{}` has not ended within {} s",
+                    self.what,
+                    limit.as_secs()
+                );
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(100));
@@ -177,14 +229,24 @@ impl Running<'_> {
         if !status.exited {
             return Ok(None);
         }
-        let text = |data: Option<Vec<u8>>| String::from_utf8_lossy(&data.unwrap_or_default()).into_owned();
-        let code = status.exitcode.unwrap_or_else(|| 128 + status.signal.unwrap_or(0));
-        Ok(Some(Output { code, stdout: text(status.out_data), stderr: text(status.err_data) }))
+        let text =
+            |data: Option<Vec<u8>>| String::from_utf8_lossy(&data.unwrap_or_default()).into_owned();
+        let code = status
+            .exitcode
+            .unwrap_or_else(|| 128 + status.signal.unwrap_or(0));
+        Ok(Some(Output {
+            code,
+            stdout: text(status.out_data),
+            stderr: text(status.err_data),
+        }))
     }
 
     /// Ends the command and everything it started.
     pub fn kill(&self) -> Result<()> {
-        self.guest.try_sh(&format!("kill -TERM -{0} || kill -TERM {0}", self.pid), COMMAND_LIMIT)?;
+        self.guest.try_sh(
+            &format!("kill -TERM -{0} || kill -TERM {0}", self.pid),
+            COMMAND_LIMIT,
+        )?;
         Ok(())
     }
 }

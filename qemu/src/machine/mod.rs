@@ -60,7 +60,15 @@ pub struct Spec {
 impl Spec {
     /// A machine with this NIC and the stock driver.
     pub fn new(name: impl Into<String>, nic: Nic) -> Self {
-        Spec { name: name.into(), nic, driver: Driver::C, cpus: 2, memory_mib: 512, shell: false, init: Vec::new() }
+        Spec {
+            name: name.into(),
+            nic,
+            driver: Driver::C,
+            cpus: 2,
+            memory_mib: 512,
+            shell: false,
+            init: Vec::new(),
+        }
     }
 }
 
@@ -99,7 +107,8 @@ impl Machine {
         let arguments = arguments(lab, spec, accel, &files);
         let mut command = lab.qemu();
         command.args(&arguments);
-        let log = File::create(&files.qemu).with_context(|| format!("cannot create {}", files.qemu.display()))?;
+        let log = File::create(&files.qemu)
+            .with_context(|| format!("cannot create {}", files.qemu.display()))?;
         command.stderr(log.try_clone()?);
         if !spec.shell {
             command.stdin(Stdio::null()).stdout(log);
@@ -110,7 +119,8 @@ impl Machine {
         let mut process = command.spawn().context("cannot start QEMU")?;
         let deadline = start + limit;
         let connected = connect(&mut process, &files, deadline);
-        let (qmp, guest) = connected.with_context(|| failure(&mut process, spec, &files, &command_line))?;
+        let (qmp, guest) =
+            connected.with_context(|| failure(&mut process, spec, &files, &command_line))?;
         Ok(Machine {
             guest,
             command_line,
@@ -129,12 +139,20 @@ impl Machine {
 
     /// How QEMU ended, if it has.
     pub fn ended(&self) -> Option<ExitStatus> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).try_wait().ok().flatten()
+        self.process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .try_wait()
+            .ok()
+            .flatten()
     }
 
     /// The id of QEMU's process.
     pub fn pid(&self) -> u32 {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).id()
+        self.process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .id()
     }
 
     /// Resets the machine and waits for the guest to be up again.
@@ -147,12 +165,17 @@ impl Machine {
     pub fn wait_reset(&self) -> Result<()> {
         // Not just for the agent: the old one goes on answering until the reset takes effect.
         self.qmp(|q| q.wait_event("RESET", Duration::from_secs(20)))?;
-        self.guest.wait_ready(Instant::now() + BOOT_LIMIT, || self.ended().is_none())
+        self.guest
+            .wait_ready(Instant::now() + BOOT_LIMIT, || self.ended().is_none())
     }
 
     /// Waits for QEMU to end by itself.
     pub fn wait(&self) -> Result<ExitStatus> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).wait().context("cannot wait for QEMU")
+        self.process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wait()
+            .context("cannot wait for QEMU")
     }
 
     /// Kills QEMU at once, as kill -9 does.
@@ -176,7 +199,10 @@ impl Machine {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        bail!("QEMU did not end within 10 s of being asked to; see {}", self.qemu_log.display())
+        bail!(
+            "QEMU did not end within 10 s of being asked to; see {}",
+            self.qemu_log.display()
+        )
     }
 }
 
@@ -196,7 +222,8 @@ struct Files {
 
 fn connect(process: &mut Child, files: &Files, deadline: Instant) -> Result<(Qmp, Guest)> {
     let mut alive = || matches!(process.try_wait(), Ok(None));
-    let qmp = Qmp::connect(&files.qmp, deadline, &mut alive).context("QEMU's control socket does not answer")?;
+    let qmp = Qmp::connect(&files.qmp, deadline, &mut alive)
+        .context("QEMU's control socket does not answer")?;
     let guest = Guest::connect(&files.agent, deadline, alive)?;
     Ok((qmp, guest))
 }
@@ -230,8 +257,17 @@ fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Vec<String>
         args.push(value);
     };
     add("-name", spec.name.clone());
-    add("-object", format!("memory-backend-memfd,id=mem,size={}M,share=on", spec.memory_mib));
-    add("-machine", "q35,memory-backend=mem,usb=off,smbus=off,sata=off,vmport=off".into());
+    add(
+        "-object",
+        format!(
+            "memory-backend-memfd,id=mem,size={}M,share=on",
+            spec.memory_mib
+        ),
+    );
+    add(
+        "-machine",
+        "q35,memory-backend=mem,usb=off,smbus=off,sata=off,vmport=off".into(),
+    );
     add("-m", format!("{}M", spec.memory_mib));
     add("-smp", spec.cpus.to_string());
     for (flag, value) in accel.qemu_args() {
@@ -240,17 +276,35 @@ fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Vec<String>
     add("-display", "none".into());
     add("-kernel", lab.kernel.image.display().to_string());
     add("-append", kernel_command_line(spec));
-    add("-drive", format!("if=none,id=root,format=raw,snapshot=on,file={}", lab.image.display()));
+    add(
+        "-drive",
+        format!(
+            "if=none,id=root,format=raw,snapshot=on,file={}",
+            lab.image.display()
+        ),
+    );
     add("-device", "nvme,drive=root,serial=root".into());
     if spec.shell {
         add("-chardev", "stdio,id=console,mux=on,signal=off".into());
     } else {
-        add("-chardev", format!("file,id=console,path={}", files.console.display()));
+        add(
+            "-chardev",
+            format!("file,id=console,path={}", files.console.display()),
+        );
     }
     add("-serial", "chardev:console".into());
-    add("-chardev", format!("socket,id=agent,path={},server=on,wait=off", files.agent.display()));
+    add(
+        "-chardev",
+        format!(
+            "socket,id=agent,path={},server=on,wait=off",
+            files.agent.display()
+        ),
+    );
     add("-device", "isa-serial,chardev=agent".into());
-    add("-qmp", format!("unix:{},server=on,wait=off", files.qmp.display()));
+    add(
+        "-qmp",
+        format!("unix:{},server=on,wait=off", files.qmp.display()),
+    );
     args.push("-nodefaults".into());
     args.push("-no-user-config".into());
     args.extend(spec.nic.qemu_args());
@@ -262,7 +316,11 @@ fn kernel_command_line(spec: &Spec) -> String {
         "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rootwait rw init={INIT_PATH} panic=-1 random.trust_cpu=on dummy.numdummies=0"
     );
     // A slow serial line is written to synchronously; the log is read through dmesg.
-    line += if spec.shell { " quiet ferronic.shell" } else { " loglevel=5" };
+    line += if spec.shell {
+        " quiet ferronic.shell"
+    } else {
+        " loglevel=5"
+    };
     if spec.driver == Driver::C {
         line += " ferronic.modules=virtio_pci,virtio_net";
     }

@@ -44,13 +44,26 @@ impl Nic {
             Nic::None => return Vec::new(),
             Nic::Backend(args) => return args.clone(),
             Nic::VhostUser { socket, queues } => (
-                Some(format!("socket,id=nic0,path={},reconnect-ms=100", socket.display())),
+                Some(format!(
+                    "socket,id=nic0,path={},reconnect-ms=100",
+                    socket.display()
+                )),
                 format!("vhost-user,id=net0,chardev=nic0,queues={queues}"),
                 *queues,
             ),
             Nic::Tap { name, queues } => {
-                let multi = if *queues > 1 { format!(",queues={queues}") } else { String::new() };
-                (None, format!("tap,id=net0,ifname={name},script=no,downscript=no,vhost=off,vnet_hdr=on{multi}"), *queues)
+                let multi = if *queues > 1 {
+                    format!(",queues={queues}")
+                } else {
+                    String::new()
+                };
+                (
+                    None,
+                    format!(
+                        "tap,id=net0,ifname={name},script=no,downscript=no,vhost=off,vnet_hdr=on{multi}"
+                    ),
+                    *queues,
+                )
             }
             Nic::User => (None, "user,id=net0".to_owned(), 1),
         };
@@ -60,7 +73,11 @@ impl Nic {
             device += &format!(",mq=on,vectors={}", 2 * queues + 2);
         }
         let mut args = Vec::new();
-        for (flag, value) in [("-chardev", chardev), ("-netdev", Some(netdev)), ("-device", Some(device))] {
+        for (flag, value) in [
+            ("-chardev", chardev),
+            ("-netdev", Some(netdev)),
+            ("-device", Some(device)),
+        ] {
             if let Some(value) = value {
                 args.push(flag.to_owned());
                 args.push(value);

@@ -33,20 +33,30 @@ pub struct Qmp {
 
 impl Qmp {
     /// Connects as soon as QEMU listens, and shakes hands.
-    pub fn connect(path: &Path, deadline: Instant, alive: impl FnMut() -> bool) -> Result<Self, WireError> {
+    pub fn connect(
+        path: &Path,
+        deadline: Instant,
+        alive: impl FnMut() -> bool,
+    ) -> Result<Self, WireError> {
         let mut wire = Wire::connect(path, deadline, alive)?;
         let greeting = wire.receive(deadline)?;
         if greeting.get("QMP").is_none() {
-            return Err(WireError::Nonsense(format!("{greeting} instead of QMP's greeting")));
+            return Err(WireError::Nonsense(format!(
+                "{greeting} instead of QMP's greeting"
+            )));
         }
-        let mut qmp = Qmp { wire, events: VecDeque::new() };
+        let mut qmp = Qmp {
+            wire,
+            events: VecDeque::new(),
+        };
         qmp.ask(&qmp_capabilities { enable: None }, deadline)?;
         Ok(qmp)
     }
 
     /// Gives a command and waits for its answer.
     pub fn execute<C: Command>(&mut self, command: &C) -> Result<C::Ok> {
-        self.ask(command, Instant::now() + ANSWER_LIMIT).with_context(|| format!("QMP command {} failed", C::NAME))
+        self.ask(command, Instant::now() + ANSWER_LIMIT)
+            .with_context(|| format!("QMP command {} failed", C::NAME))
     }
 
     fn ask<C: Command>(&mut self, command: &C, deadline: Instant) -> Result<C::Ok, WireError> {
@@ -66,7 +76,12 @@ impl Qmp {
         loop {
             let next = match self.events.pop_front() {
                 Some(event) => Some(event),
-                None => event(&self.wire.receive(deadline).with_context(|| format!("QEMU sent no {name} event"))?),
+                None => event(
+                    &self
+                        .wire
+                        .receive(deadline)
+                        .with_context(|| format!("QEMU sent no {name} event"))?,
+                ),
             };
             if let Some(event) = next
                 && event.name == name
@@ -79,5 +94,8 @@ impl Qmp {
 
 fn event(message: &Value) -> Option<Event> {
     let name = message.get("event")?.as_str()?.to_owned();
-    Some(Event { name, data: message.get("data").cloned().unwrap_or(Value::Null) })
+    Some(Event {
+        name,
+        data: message.get("data").cloned().unwrap_or(Value::Null),
+    })
 }

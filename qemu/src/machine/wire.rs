@@ -69,13 +69,24 @@ pub struct Wire {
 
 impl Wire {
     /// Connects, as soon as the other side listens. `alive` tells whether waiting still makes sense.
-    pub fn connect(path: &Path, deadline: Instant, mut alive: impl FnMut() -> bool) -> Result<Self, WireError> {
+    pub fn connect(
+        path: &Path,
+        deadline: Instant,
+        mut alive: impl FnMut() -> bool,
+    ) -> Result<Self, WireError> {
         loop {
             match UnixStream::connect(path) {
                 Ok(stream) => {
-                    return Ok(Wire { path: path.to_owned(), stream, pending: Vec::new(), searched: 0 });
+                    return Ok(Wire {
+                        path: path.to_owned(),
+                        stream,
+                        pending: Vec::new(),
+                        searched: 0,
+                    });
                 }
-                Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                Err(e)
+                    if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+                {
                     return Err(e.into());
                 }
                 Err(_) if !alive() => return Err(WireError::Closed),
@@ -94,14 +105,19 @@ impl Wire {
     pub fn send<C: Command>(&mut self, command: &C) -> Result<(), WireError> {
         let mut line = serde_json::to_vec(&Execute::<&C>::from(command))
             .map_err(|e| WireError::Nonsense(format!("{} cannot be said in JSON: {e}", C::NAME)))?;
-        log::trace!("{} <- {}", self.path.display(), String::from_utf8_lossy(&line));
+        log::trace!(
+            "{} <- {}",
+            self.path.display(),
+            String::from_utf8_lossy(&line)
+        );
         line.push(b'\n');
         self.send_bytes(&line)
     }
 
     /// Sends bytes as they are.
     pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), WireError> {
-        self.stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+        self.stream
+            .set_write_timeout(Some(Duration::from_secs(10)))?;
         self.stream.write_all(bytes)?;
         Ok(())
     }
@@ -116,11 +132,20 @@ impl Wire {
     /// Receives a line. What has come of a line stays for the next call when the time is up.
     pub fn receive_line(&mut self, deadline: Instant) -> Result<Vec<u8>, WireError> {
         loop {
-            if let Some(at) = self.pending.iter().skip(self.searched).position(|b| *b == b'\n') {
+            if let Some(at) = self
+                .pending
+                .iter()
+                .skip(self.searched)
+                .position(|b| *b == b'\n')
+            {
                 let rest = self.pending.split_off(self.searched + at + 1);
                 self.searched = 0;
                 let line = std::mem::replace(&mut self.pending, rest);
-                log::trace!("{} -> {}", self.path.display(), String::from_utf8_lossy(&line));
+                log::trace!(
+                    "{} -> {}",
+                    self.path.display(),
+                    String::from_utf8_lossy(&line)
+                );
                 return Ok(line);
             }
             self.searched = self.pending.len();
@@ -154,7 +179,10 @@ impl Wire {
 /// Reads an answer as that of command `C`.
 pub fn answer<C: Command>(message: Value) -> Result<C::Ok, WireError> {
     if let Some(error) = message.get("error") {
-        let description = error.get("desc").and_then(Value::as_str).map_or_else(|| error.to_string(), str::to_owned);
+        let description = error
+            .get("desc")
+            .and_then(Value::as_str)
+            .map_or_else(|| error.to_string(), str::to_owned);
         return Err(WireError::Refused(format!("{}: {description}", C::NAME)));
     }
     match message.get("return") {

@@ -49,7 +49,8 @@ pub fn inside() -> Result<Option<Run>> {
         return Ok(None);
     };
     let text = text.to_string_lossy();
-    let run = serde_json::from_str(&text).with_context(|| format!("{INSIDE_ENV} holds nonsense: {text}"))?;
+    let run = serde_json::from_str(&text)
+        .with_context(|| format!("{INSIDE_ENV} holds nonsense: {text}"))?;
     Ok(Some(run))
 }
 
@@ -71,22 +72,32 @@ pub fn run_inside(logs: &Path) -> Result<ExitStatus> {
     }
 
     unshare_as_root(UnshareFlags::NEWNET | UnshareFlags::NEWPID | UnshareFlags::NEWNS)?;
-    let run = Run { dir: dir.path().to_owned(), logs: logs.to_owned() };
+    let run = Run {
+        dir: dir.path().to_owned(),
+        logs: logs.to_owned(),
+    };
     let mut command = Command::new("/proc/self/exe");
-    command.args(env::args_os().skip(1)).env(INSIDE_ENV, serde_json::to_string(&run)?);
+    command
+        .args(env::args_os().skip(1))
+        .env(INSIDE_ENV, serde_json::to_string(&run)?);
     // SAFETY: the closure makes one system call and touches no memory that a fork could have
     // left in a half-changed state.
     unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
-    let mut child = command.spawn().context("cannot start the lab in its namespaces")?;
+    let mut child = command
+        .spawn()
+        .context("cannot start the lab in its namespaces")?;
     wait(&mut child, &interrupted)
 }
 
 /// Waits for the child to end or for a signal, which ends the child.
 fn wait(child: &mut Child, interrupted: &UnixStream) -> Result<ExitStatus> {
-    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).context("cannot watch the child process")?;
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+        .context("cannot watch the child process")?;
     loop {
-        let mut fds =
-            [PollFd::new(&pidfd, PollFlags::IN), PollFd::from_borrowed_fd(interrupted.as_fd(), PollFlags::IN)];
+        let mut fds = [
+            PollFd::new(&pidfd, PollFlags::IN),
+            PollFd::from_borrowed_fd(interrupted.as_fd(), PollFlags::IN),
+        ];
         match poll(&mut fds, None) {
             Err(rustix::io::Errno::INTR) => continue,
             other => other.context("cannot wait for the child process")?,
@@ -105,8 +116,11 @@ fn wait(child: &mut Child, interrupted: &UnixStream) -> Result<ExitStatus> {
 
 /// What the inner process does first: gives the namespaces their own /proc and /sys.
 pub fn settle() -> Result<()> {
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-        .context("cannot make the mounts private")?;
+    mount_change(
+        "/",
+        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )
+    .context("cannot make the mounts private")?;
     for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys")] {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         if let Err(e) = mount(kind, at, kind, flags, None) {
@@ -123,7 +137,9 @@ fn sweep() {
         return;
     };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(RUN_PREFIX) && is_abandoned(&entry.path()).unwrap_or(false) {
+        if entry.file_name().to_string_lossy().starts_with(RUN_PREFIX)
+            && is_abandoned(&entry.path()).unwrap_or(false)
+        {
             // Another lab may be removing it as well.
             let _ = fs::remove_dir_all(entry.path());
         }

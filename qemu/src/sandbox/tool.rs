@@ -21,7 +21,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
+    mount_change, unmount,
 };
 use rustix::process::{chdir, pivot_root};
 use rustix::thread::UnshareFlags;
@@ -32,7 +33,9 @@ use super::users::unshare_as_root;
 pub const SUBCOMMAND: &str = "__tool";
 
 /// What of `/` comes from the tool root; the rest is the host's.
-const FROM_ROOT: [&str; 9] = ["usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "boot"];
+const FROM_ROOT: [&str; 9] = [
+    "usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "boot",
+];
 
 /// The directory that holds the tools.
 #[derive(Debug, Clone)]
@@ -114,20 +117,36 @@ pub fn exec(args: &ToolArgs) -> Result<()> {
         .env("LC_ALL", "C.UTF-8")
         .env("TMPDIR", "/tmp")
         .exec();
-    Err(error).with_context(|| format!("cannot run {} from {}", program.display(), args.root.display()))
+    Err(error).with_context(|| {
+        format!(
+            "cannot run {} from {}",
+            program.display(),
+            args.root.display()
+        )
+    })
 }
 
 fn enter(args: &ToolArgs) -> Result<()> {
     let root = &args.root;
     unshare_as_root(UnshareFlags::NEWNS)?;
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-        .context("cannot make the mounts private")?;
+    mount_change(
+        "/",
+        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )
+    .context("cannot make the mounts private")?;
     // Any empty directory serves as mount point. Unbindable, so that binding the host's
     // directories, of which one holds the tool root, does not copy it into itself.
     let new = root.join("mnt");
-    mount("tmpfs", &new, "tmpfs", MountFlags::empty(), Some(c"mode=755"))
-        .with_context(|| format!("cannot mount a tmpfs on {}", new.display()))?;
-    mount_change(&new, MountPropagationFlags::UNBINDABLE).context("cannot make the new root unbindable")?;
+    mount(
+        "tmpfs",
+        &new,
+        "tmpfs",
+        MountFlags::empty(),
+        Some(c"mode=755"),
+    )
+    .with_context(|| format!("cannot mount a tmpfs on {}", new.display()))?;
+    mount_change(&new, MountPropagationFlags::UNBINDABLE)
+        .context("cannot make the new root unbindable")?;
 
     let is_tool = |name: &OsStr| FROM_ROOT.iter().any(|n| name == *n);
     for (top, from_root) in [(Path::new("/"), false), (root.as_path(), true)] {
@@ -142,7 +161,8 @@ fn enter(args: &ToolArgs) -> Result<()> {
         let [from, to] = pair else { continue };
         let to = new.join(to.strip_prefix("/").unwrap_or(to));
         fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
-        mount_bind(from, &to).with_context(|| format!("cannot bind {} to {}", from.display(), to.display()))?;
+        mount_bind(from, &to)
+            .with_context(|| format!("cannot bind {} to {}", from.display(), to.display()))?;
     }
 
     chdir(&new)?;
@@ -158,7 +178,8 @@ fn show(from: &Path, to: &Path) -> Result<()> {
         symlink(fs::read_link(from)?, to)?;
     } else if kind.is_dir() {
         fs::create_dir(to)?;
-        mount_bind_recursive(from, to).with_context(|| format!("cannot bind {}", from.display()))?;
+        mount_bind_recursive(from, to)
+            .with_context(|| format!("cannot bind {}", from.display()))?;
     }
     Ok(())
 }

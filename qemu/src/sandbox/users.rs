@@ -13,7 +13,11 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 /// The process must have one thread only.
 pub fn unshare_as_root(flags: UnshareFlags) -> Result<()> {
     let (uid, gid) = (geteuid(), getegid());
-    let flags = if uid.is_root() { flags } else { flags | UnshareFlags::NEWUSER };
+    let flags = if uid.is_root() {
+        flags
+    } else {
+        flags | UnshareFlags::NEWUSER
+    };
     // SAFETY: the flags are namespaces only; FILES, the one that file descriptor owners in this
     // process could be surprised by, is not among them.
     unsafe { unshare_unsafe(flags) }.with_context(|| {

@@ -40,7 +40,10 @@ const COUNT: u32 = 20;
 fn exchange(bed: &Bed, frames: &[(&str, &str, Option<u16>)]) -> Result<HashMap<String, u32>> {
     let guest = bed.guest();
     guest.sh(&format!("rm -f {LOG}"))?;
-    let listener = guest.spawn(&format!("frames listen {INTERFACE} {} {LOG}", LISTEN.as_secs_f64()))?;
+    let listener = guest.spawn(&format!(
+        "frames listen {INTERFACE} {} {LOG}",
+        LISTEN.as_secs_f64()
+    ))?;
     wait_for_file(guest)?;
     let count = COUNT.to_string();
     for (name, destination, vlan) in frames {
@@ -52,16 +55,28 @@ fn exchange(bed: &Bed, frames: &[(&str, &str, Option<u16>)]) -> Result<HashMap<S
         send_frames(bed.lab, &arguments)?;
     }
     let output = listener.wait(LISTEN + Duration::from_secs(20))?;
-    ensure!(output.code == 0, "the listener in the guest failed: {}", output.stderr);
+    ensure!(
+        output.code == 0,
+        "the listener in the guest failed: {}",
+        output.stderr
+    );
     let text = guest.read_file(LOG)?;
-    let seen: HashMap<String, u32> = serde_json::from_slice(&text).context("the listener in the guest wrote no JSON")?;
-    ensure!(!seen.contains_key("damaged"), "frames arrived damaged: {seen:?}");
+    let seen: HashMap<String, u32> =
+        serde_json::from_slice(&text).context("the listener in the guest wrote no JSON")?;
+    ensure!(
+        !seen.contains_key("damaged"),
+        "frames arrived damaged: {seen:?}"
+    );
     Ok(seen)
 }
 
 fn wait_for_file(guest: &Guest) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while guest.try_sh(&format!("test -e {LOG}"), Duration::from_secs(5))?.code != 0 {
+    while guest
+        .try_sh(&format!("test -e {LOG}"), Duration::from_secs(5))?
+        .code
+        != 0
+    {
         if Instant::now() > deadline {
             bail!("the listener in the guest does not start");
         }
@@ -71,7 +86,10 @@ fn wait_for_file(guest: &Guest) -> Result<()> {
 
 fn all_of(seen: &HashMap<String, u32>, name: &str) -> Result<()> {
     let got = seen.get(name).copied().unwrap_or(0);
-    ensure!(got == COUNT, "of {COUNT} frames \"{name}\" the guest got {got}; all it got: {seen:?}");
+    ensure!(
+        got == COUNT,
+        "of {COUNT} frames \"{name}\" the guest got {got}; all it got: {seen:?}"
+    );
     Ok(())
 }
 
@@ -79,7 +97,10 @@ fn all_of(seen: &HashMap<String, u32>, name: &str) -> Result<()> {
 fn none_of(bed: &Bed, seen: &HashMap<String, u32>, name: &str) -> Result<()> {
     let got = seen.get(name).copied().unwrap_or(0);
     if bed.setup.attach == Attach::Device {
-        ensure!(got == 0, "the guest got {got} frames \"{name}\" that it had not asked for; all it got: {seen:?}");
+        ensure!(
+            got == 0,
+            "the guest got {got} frames \"{name}\" that it had not asked for; all it got: {seen:?}"
+        );
     }
     Ok(())
 }
@@ -95,9 +116,13 @@ fn unicast(bed: &mut Bed, _: Form) -> Result<()> {
     all_of(&seen, "broadcast")?;
     none_of(bed, &seen, "stranger")?;
     // A second address, as a macvlan asks for it.
-    bed.guest().sh(&format!("bridge fdb add {STRANGER} dev {INTERFACE} self permanent"))?;
+    bed.guest().sh(&format!(
+        "bridge fdb add {STRANGER} dev {INTERFACE} self permanent"
+    ))?;
     let seen = exchange(bed, &frames)?;
-    bed.guest().sh(&format!("bridge fdb del {STRANGER} dev {INTERFACE} self permanent"))?;
+    bed.guest().sh(&format!(
+        "bridge fdb del {STRANGER} dev {INTERFACE} self permanent"
+    ))?;
     all_of(&seen, "mine")?;
     all_of(&seen, "stranger")
 }
@@ -108,24 +133,30 @@ fn multicast(bed: &mut Bed, _: Form) -> Result<()> {
     none_of(bed, &seen, "group")?;
     none_of(bed, &seen, "other")?;
 
-    bed.guest().sh(&format!("ip maddr add {GROUP} dev {INTERFACE}"))?;
+    bed.guest()
+        .sh(&format!("ip maddr add {GROUP} dev {INTERFACE}"))?;
     let seen = exchange(bed, &frames)?;
-    bed.guest().sh(&format!("ip maddr del {GROUP} dev {INTERFACE}"))?;
+    bed.guest()
+        .sh(&format!("ip maddr del {GROUP} dev {INTERFACE}"))?;
     all_of(&seen, "group")?;
     none_of(bed, &seen, "other")?;
 
-    bed.guest().sh(&format!("ip link set {INTERFACE} allmulticast on"))?;
+    bed.guest()
+        .sh(&format!("ip link set {INTERFACE} allmulticast on"))?;
     let seen = exchange(bed, &frames)?;
-    bed.guest().sh(&format!("ip link set {INTERFACE} allmulticast off"))?;
+    bed.guest()
+        .sh(&format!("ip link set {INTERFACE} allmulticast off"))?;
     all_of(&seen, "group")?;
     all_of(&seen, "other")
 }
 
 fn promiscuous(bed: &mut Bed, _: Form) -> Result<()> {
     let frames = [("stranger", STRANGER, None), ("group", GROUP, None)];
-    bed.guest().sh(&format!("ip link set {INTERFACE} promisc on"))?;
+    bed.guest()
+        .sh(&format!("ip link set {INTERFACE} promisc on"))?;
     let seen = exchange(bed, &frames)?;
-    bed.guest().sh(&format!("ip link set {INTERFACE} promisc off"))?;
+    bed.guest()
+        .sh(&format!("ip link set {INTERFACE} promisc off"))?;
     all_of(&seen, "stranger")?;
     all_of(&seen, "group")?;
     let seen = exchange(bed, &frames)?;
@@ -134,8 +165,12 @@ fn promiscuous(bed: &mut Bed, _: Form) -> Result<()> {
 }
 
 fn vlan(bed: &mut Bed, _: Form) -> Result<()> {
-    let frames =
-        [("ten", GUEST_MAC, Some(10)), ("eleven", GUEST_MAC, Some(11)), ("high", GUEST_MAC, Some(4094)), ("plain", GUEST_MAC, None)];
+    let frames = [
+        ("ten", GUEST_MAC, Some(10)),
+        ("eleven", GUEST_MAC, Some(11)),
+        ("high", GUEST_MAC, Some(4094)),
+        ("plain", GUEST_MAC, None),
+    ];
     bed.guest().sh(&format!(
         "ip link add link {INTERFACE} name v10 type vlan id 10 && ip link add link {INTERFACE} name v4094 type vlan id 4094 && \
          ip link set v10 up && ip link set v4094 up"
@@ -159,7 +194,9 @@ fn mac_change(bed: &mut Bed, _: Form) -> Result<()> {
         let seen = exchange(bed, &[("new", STRANGER, None), ("old", GUEST_MAC, None)])?;
         all_of(&seen, "new")?;
         none_of(bed, &seen, "old")?;
-        guest.sh(&format!("ping -q -c 3 -i 0.05 -w 10 {HOST_IP}")).map(|_| ())
+        guest
+            .sh(&format!("ping -q -c 3 -i 0.05 -w 10 {HOST_IP}"))
+            .map(|_| ())
     })();
     guest.sh(&format!("ip link set {INTERFACE} address {GUEST_MAC}"))?;
     guest.sh(&format!("ping -q -c 3 -i 0.05 -w 10 {HOST_IP}"))?;

@@ -14,7 +14,12 @@ use crate::traffic::{Client, Direction, Transfer};
 
 pub const TABLE: &[Scenario] = &[
     Scenario::new("link_toggles", BOTH, toggles),
-    Scenario::new("link_down_survives_reset", &[DEVICE_TAP], down_survives_reset).discard(),
+    Scenario::new(
+        "link_down_survives_reset",
+        &[DEVICE_TAP],
+        down_survives_reset,
+    )
+    .discard(),
 ];
 
 /// How long traffic may take to flow again: TCP waits longer and longer for a peer that is silent.
@@ -31,7 +36,11 @@ fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
         let one = || -> Result<()> {
             let down = watch.time(false, || bed.backend.set_link(false))?;
             let up = watch.time(true, || bed.backend.set_link(true))?;
-            log::info!("carrier down after {:.1} ms, up after {:.1} ms", down.ms, up.ms);
+            log::info!(
+                "carrier down after {:.1} ms, up after {:.1} ms",
+                down.ms,
+                up.ms
+            );
             flows(bed)
         };
         one().with_context(|| format!("round {round} of {rounds}"))
@@ -49,13 +58,21 @@ fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
 fn flows(bed: &Bed) -> Result<()> {
     let sent = || -> Result<u64> {
         let path = format!("/sys/class/net/{INTERFACE}/statistics/tx_bytes");
-        bed.guest().sh(&format!("cat {path}"))?.trim().parse().context("tx_bytes is no number")
+        bed.guest()
+            .sh(&format!("cat {path}"))?
+            .trim()
+            .parse()
+            .context("tx_bytes is no number")
     };
     let before = sent()?;
     let deadline = std::time::Instant::now() + RESUME;
     // More than what probes and neighbour discovery send.
     while sent()? < before + 1_000_000 {
-        ensure!(std::time::Instant::now() < deadline, "traffic has not resumed within {} s", RESUME.as_secs());
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "traffic has not resumed within {} s",
+            RESUME.as_secs()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())

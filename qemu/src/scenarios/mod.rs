@@ -30,8 +30,18 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    const fn new(name: &'static str, setups: &'static [Setup], run: fn(&mut Bed, Form) -> Result<()>) -> Self {
-        Scenario { name, setups, runs: Runs::Always, after: After::Keep, run }
+    const fn new(
+        name: &'static str,
+        setups: &'static [Setup],
+        run: fn(&mut Bed, Form) -> Result<()>,
+    ) -> Self {
+        Scenario {
+            name,
+            setups,
+            runs: Runs::Always,
+            after: After::Keep,
+            run,
+        }
     }
 
     /// Only with `--full`.
@@ -90,7 +100,13 @@ const BOTH: &[Setup] = &[NETDEV_TAP, DEVICE_TAP];
 
 /// All cases, those with the same setup one after another, those that spoil the bed at the end.
 pub fn cases() -> Vec<Case> {
-    let tables = [basics::TABLE, filters::TABLE, link::TABLE, survival::TABLE, variants::TABLE];
+    let tables = [
+        basics::TABLE,
+        filters::TABLE,
+        link::TABLE,
+        survival::TABLE,
+        variants::TABLE,
+    ];
     let scenarios: Vec<Scenario> = tables.concat();
     let mut setups: Vec<Setup> = Vec::new();
     for setup in scenarios.iter().flat_map(|s| s.setups) {
@@ -102,7 +118,10 @@ pub fn cases() -> Vec<Case> {
     for setup in setups {
         for after in [After::Keep, After::Discard] {
             let fits = |s: &&Scenario| s.after == after && s.setups.contains(&setup);
-            cases.extend(scenarios.iter().filter(fits).map(|s| Case { scenario: *s, setup }));
+            cases.extend(scenarios.iter().filter(fits).map(|s| Case {
+                scenario: *s,
+                setup,
+            }));
         }
     }
     cases

@@ -34,7 +34,8 @@ fn kill_backend(bed: &mut Bed, form: Form) -> Result<()> {
             bed.backend.kill()?;
             std::thread::sleep(Duration::from_millis(300));
             bed.backend.start_again()?;
-            moves(bed, direction).with_context(|| format!("{direction:?}, round {round} of {rounds}"))
+            moves(bed, direction)
+                .with_context(|| format!("{direction:?}, round {round} of {rounds}"))
         });
         traffic.kill()?;
         result?;
@@ -69,10 +70,15 @@ fn moves(bed: &Bed, direction: Direction) -> Result<()> {
 /// Traffic both ways.
 fn works(bed: &Bed) -> Result<()> {
     wait_carrier(bed.guest(), true)?;
-    bed.guest().sh(&format!("ping -q -c 3 -i 0.05 -w 10 {HOST_IP}"))?;
+    bed.guest()
+        .sh(&format!("ping -q -c 3 -i 0.05 -w 10 {HOST_IP}"))?;
     for direction in [Direction::GuestToHost, Direction::HostToGuest] {
         let transfer = Client::new(&bed.cable.server, direction, 1).run(bed.guest())?;
-        ensure!(transfer.gbps > 0.02, "{direction:?}: only {:.3} Gb/s", transfer.gbps);
+        ensure!(
+            transfer.gbps > 0.02,
+            "{direction:?}: only {:.3} Gb/s",
+            transfer.gbps
+        );
     }
     Ok(())
 }
@@ -91,7 +97,9 @@ fn rebind_driver(bed: &mut Bed, form: Form) -> Result<()> {
 /// All the way down: the PCI device itself is let go.
 fn reload_driver(bed: &mut Bed, form: Form) -> Result<()> {
     for _ in 0..form.pick(2, 10) {
-        bed.guest().sh("modprobe -r virtio_net virtio_pci && modprobe virtio_pci && modprobe virtio_net")?;
+        bed.guest().sh(
+            "modprobe -r virtio_net virtio_pci && modprobe virtio_pci && modprobe virtio_net",
+        )?;
         bed.lay_cable()?;
     }
     works(bed)
@@ -100,7 +108,9 @@ fn reload_driver(bed: &mut Bed, form: Form) -> Result<()> {
 /// Without traffic the backend does not wake up, and it is small.
 fn idle_is_idle(bed: &mut Bed, form: Form) -> Result<()> {
     // The interface is up but for IPv6, whose neighbour discovery would be traffic.
-    bed.guest().sh(&format!("sysctl -q -w net.ipv6.conf.{INTERFACE}.disable_ipv6=1"))?;
+    bed.guest().sh(&format!(
+        "sysctl -q -w net.ipv6.conf.{INTERFACE}.disable_ipv6=1"
+    ))?;
     std::thread::sleep(Duration::from_secs(1));
     let seconds = form.pick(3, 20);
     let quiet = (0..3).any(|_| {
@@ -110,16 +120,30 @@ fn idle_is_idle(bed: &mut Bed, form: Form) -> Result<()> {
         log::info!("wake-ups: {before:?} to {after:?}");
         before.is_ok() && before.ok() == after.ok()
     });
-    bed.guest().sh(&format!("sysctl -q -w net.ipv6.conf.{INTERFACE}.disable_ipv6=0"))?;
+    bed.guest().sh(&format!(
+        "sysctl -q -w net.ipv6.conf.{INTERFACE}.disable_ipv6=0"
+    ))?;
     bed.lay_cable()?;
-    ensure!(quiet, "the backend woke up in each of three idle spells of {seconds} s");
+    ensure!(
+        quiet,
+        "the backend woke up in each of three idle spells of {seconds} s"
+    );
 
     let status = fs::read_to_string(format!("/proc/{}/status", bed.backend.pid()))?;
     let kib = status
         .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("RssAnon:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
         .context("the kernel does not tell how much memory the backend has")?;
-    ensure!(kib < 20 * 1024, "the backend has {kib} KiB of memory of its own");
+    ensure!(
+        kib < 20 * 1024,
+        "the backend has {kib} KiB of memory of its own"
+    );
     Ok(())
 }
 
@@ -130,7 +154,12 @@ fn wakeups(pid: u32) -> Result<u64> {
         let status = fs::read_to_string(thread?.path().join("status"))?;
         sum += status
             .lines()
-            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
+            .find_map(|line| {
+                line.strip_prefix("voluntary_ctxt_switches:")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
             .context("no voluntary_ctxt_switches")?;
     }
     Ok(sum)
@@ -138,7 +167,8 @@ fn wakeups(pid: u32) -> Result<u64> {
 
 fn guest_reboot(bed: &mut Bed, _: Form) -> Result<()> {
     // The answer to the command is lost with the guest, so it comes a moment later.
-    bed.guest().sh("(sleep 0.3; echo b > /proc/sysrq-trigger) > /dev/null 2>&1 &")?;
+    bed.guest()
+        .sh("(sleep 0.3; echo b > /proc/sysrq-trigger) > /dev/null 2>&1 &")?;
     bed.machine.wait_reset()?;
     bed.lay_cable()?;
     works(bed)

@@ -36,7 +36,14 @@ pub struct Setup {
 impl Setup {
     /// The plain NIC.
     pub const fn new(attach: Attach, uplink: Uplink) -> Self {
-        Setup { attach, uplink, queues: 1, mtu: None, properties: &[], label: "" }
+        Setup {
+            attach,
+            uplink,
+            queues: 1,
+            mtu: None,
+            properties: &[],
+            label: "",
+        }
     }
 
     /// With pairs of queues.
@@ -52,7 +59,11 @@ impl Setup {
     }
 
     /// With properties of QEMU's device.
-    pub const fn properties(mut self, label: &'static str, properties: &'static [&'static str]) -> Self {
+    pub const fn properties(
+        mut self,
+        label: &'static str,
+        properties: &'static [&'static str],
+    ) -> Self {
         self.label = label;
         self.properties = properties;
         self
@@ -99,16 +110,30 @@ impl<'a> Bed<'a> {
                 net::ip(lab, &format!("link set {} mtu {mtu}\n", net::TAP))?;
             }
         }
-        let mut options = Options { queues: setup.queues, ..Options::new(setup.uplink) };
+        let mut options = Options {
+            queues: setup.queues,
+            ..Options::new(setup.uplink)
+        };
         // Chosen, so that it is the same after a restart and in every log.
-        options.extra.extend(["--mac".into(), GUEST_MAC.into(), "--log".into(), "debug".into()]);
+        options.extra.extend([
+            "--mac".into(),
+            GUEST_MAC.into(),
+            "--log".into(),
+            "debug".into(),
+        ]);
         if let Some(mtu) = setup.mtu {
             options.extra.extend(["--mtu".into(), mtu.to_string()]);
         }
         let backend = Backend::start(lab, &options)?;
         let machine = Self::boot(lab, setup, &backend)?;
         let cable = Cable::lay(lab, &machine.guest, setup.uplink)?;
-        Ok(Bed { lab, setup, backend, machine, cable })
+        Ok(Bed {
+            lab,
+            setup,
+            backend,
+            machine,
+            cable,
+        })
     }
 
     fn boot(lab: &Lab, setup: Setup, backend: &Backend) -> Result<Machine> {
@@ -157,7 +182,10 @@ impl<'a> Bed<'a> {
         let mut text = String::new();
         let guest = match self.machine.ended() {
             Some(status) => format!("QEMU has ended with {status}"),
-            None => match self.guest().try_sh("dmesg | tail -n 25; ip -s addr", Duration::from_secs(10)) {
+            None => match self
+                .guest()
+                .try_sh("dmesg | tail -n 25; ip -s addr", Duration::from_secs(10))
+            {
                 Ok(output) => output.stdout,
                 Err(e) => {
                     let console = std::fs::read(&self.machine.console_log).unwrap_or_default();
@@ -176,8 +204,18 @@ impl<'a> Bed<'a> {
         if let Ok(stats) = self.backend.control(&["stats"]) {
             let _ = writeln!(text, "{}", stats.trim_end());
         }
-        let _ = writeln!(text, "--- QEMU ({})\n{}", self.machine.qemu_log.display(), tail(&qemu));
-        let _ = writeln!(text, "--- command lines\n{}\n{}", self.backend.command_line(), self.machine.command_line);
+        let _ = writeln!(
+            text,
+            "--- QEMU ({})\n{}",
+            self.machine.qemu_log.display(),
+            tail(&qemu)
+        );
+        let _ = writeln!(
+            text,
+            "--- command lines\n{}\n{}",
+            self.backend.command_line(),
+            self.machine.command_line
+        );
         text
     }
 }

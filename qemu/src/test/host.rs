@@ -12,8 +12,13 @@ use crate::lab;
 /// Runs them, shows what cargo says, and adds up its summary lines.
 pub fn run(filter: Option<&str>) -> Result<Counts> {
     let mut command = Command::new(lab::cargo());
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(filter);
-    command.current_dir(lab::workspace()).stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(filter);
+    command
+        .current_dir(lab::workspace())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot run cargo test")?;
     let mut counts = Counts::default();
     if let Some(stdout) = child.stdout.take() {

@@ -79,7 +79,11 @@ pub fn list() {
 
 /// The outer process's first part: the tests on the host.
 pub fn on_host(args: &Args) -> Result<Counts> {
-    if args.guest_only { Ok(Counts::default()) } else { host::run(args.filter.as_deref()) }
+    if args.guest_only {
+        Ok(Counts::default())
+    } else {
+        host::run(args.filter.as_deref())
+    }
 }
 
 /// The inner process's part: the scenarios in guests.
@@ -87,13 +91,16 @@ pub fn in_guests(lab: &Lab, args: &Args) -> Result<bool> {
     let form = if args.full { Form::Full } else { Form::Short };
     let counts = Runner::new(lab, form).run(args.filter.as_deref().unwrap_or(""));
     let path = lab.run.logs.join(COUNTS);
-    fs::write(&path, serde_json::to_string(&counts)?).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(&path, serde_json::to_string(&counts)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(counts.failed == 0)
 }
 
 /// The outer process's second part: the sum of it all, as the very last line.
 pub fn conclude(mut counts: Counts, logs: &Path, inner: ExitStatus) -> bool {
-    let guests = fs::read(logs.join(COUNTS)).ok().and_then(|text| serde_json::from_slice::<Counts>(&text).ok());
+    let guests = fs::read(logs.join(COUNTS))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Counts>(&text).ok());
     match guests {
         Some(guests) => counts.add(guests),
         // It ended before it could say; that is one failure at least.

@@ -27,7 +27,12 @@ pub struct Runner<'a> {
 impl<'a> Runner<'a> {
     /// A runner without a bed.
     pub fn new(lab: &'a Lab, form: Form) -> Self {
-        Runner { lab, form, bed: None, counts: Counts::default() }
+        Runner {
+            lab,
+            form,
+            bed: None,
+            counts: Counts::default(),
+        }
     }
 
     /// Runs all scenarios whose name contains `filter`.
@@ -37,7 +42,11 @@ impl<'a> Runner<'a> {
             .filter(|case| case.name().contains(filter))
             .filter(|case| self.form == Form::Full || case.scenario.runs == Runs::Always)
             .collect();
-        println!("\nrunning {} tests in guests ({})", cases.len(), self.lab.accel.name());
+        println!(
+            "\nrunning {} tests in guests ({})",
+            cases.len(),
+            self.lab.accel.name()
+        );
         for case in &cases {
             self.run_case(case);
         }
@@ -79,7 +88,8 @@ impl<'a> Runner<'a> {
         };
         let (run, form) = (case.scenario.run, self.form);
         // A scenario that panics is a failed one; the bed is not used again.
-        catch_unwind(AssertUnwindSafe(|| run(bed, form))).unwrap_or_else(|_| Err(anyhow!("the scenario panicked")))
+        catch_unwind(AssertUnwindSafe(|| run(bed, form)))
+            .unwrap_or_else(|_| Err(anyhow!("the scenario panicked")))
     }
 
     /// Ends the bed in good order; what goes wrong then counts as a failure of its own.
