@@ -198,16 +198,21 @@ impl PieceList {
         overflow: &mut [u8],
         fill: impl FnOnce(&mut PiecesMut<'_>) -> R,
     ) -> R {
-        let count = self.iov.len();
+        /// Takes the last piece off again, even when `fill` panics: it is not one of the map's.
+        struct Borrowed<'a>(&'a mut Vec<libc::iovec>);
+        impl Drop for Borrowed<'_> {
+            fn drop(&mut self) {
+                self.0.pop();
+            }
+        }
         self.iov.push(libc::iovec {
             iov_base: overflow.as_mut_ptr().cast(),
             iov_len: overflow.len(),
         });
+        let pieces = Borrowed(&mut self.iov);
         // SAFETY: as for `room`; `overflow` is borrowed exclusively until after the call, and its
         // piece is taken off again before anything else can use the list.
-        let result = fill(&mut unsafe { PiecesMut::new(&self.iov) });
-        self.iov.truncate(count);
-        result
+        fill(&mut unsafe { PiecesMut::new(pieces.0) })
     }
 }
 
@@ -337,6 +342,21 @@ mod tests {
         }
         assert!(pieces.gather(u64::MAX, 0));
         assert_eq!(pieces.count(), 2);
+    }
+
+    #[test]
+    fn a_piece_of_ours_goes_even_when_its_user_panics() {
+        let mut pieces = PieceList::new(map());
+        assert!(pieces.gather(0, 4));
+        let mut overflow = [0; 4];
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pieces.room_and(&mut overflow, |room| {
+                assert_eq!(room.len(), 8);
+                std::panic::resume_unwind(Box::new(()));
+            })
+        }));
+        assert!(panicked.is_err());
+        assert_eq!((pieces.count(), pieces.packet().len()), (1, 4));
     }
 
     #[test]
