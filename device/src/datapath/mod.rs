@@ -28,6 +28,7 @@ mod control_queue;
 mod notify;
 mod rx;
 mod tx;
+mod wait_set;
 mod worker;
 
 use agreement::Agreement;

@@ -2,19 +2,17 @@
 //! A worker: the thread that serves one queue pair.
 //!
 //! # Design
-//! The thread sleeps in `epoll_wait` until a kick, the uplink or the control plane wakes it, then
-//! moves packets in turns. Everything is watched edge-triggered, so that no eventfd has to be read
-//! to make it quiet. The pair's state is behind a lock that is taken once a turn, never per packet;
+//! The thread sleeps until a kick, the uplink or the control plane wakes it (`wait_set`), then moves
+//! packets in turns. The pair's state is behind a lock that is taken once a turn, never per packet;
 //! the control plane takes it to start, stop and change rings, and so never meets a packet half
 //! way. `parking_lot` hands a contended lock over in good time, which a spinning worker would not.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
-use rustix::event::epoll;
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::epoll::EventFlags;
 
 use crate::nic::Nic;
 use crate::nic::counters::{DropReason, PairCounters};
@@ -25,9 +23,9 @@ use crate::uplink::{Received, UplinkQueue};
 
 use super::rx::Receiver;
 use super::tx::Transmitter;
+use super::wait_set::WaitSet;
 use super::{BUDGET, LARGEST, Turn};
 
-const WAKE: u64 = 0;
 const UPLINK: u64 = 1;
 const RX_KICK: u64 = 2;
 const TX_KICK: u64 = 3;
@@ -37,8 +35,7 @@ const TX_KICK: u64 = 3;
 pub(super) struct Pair {
     nic: Arc<Nic>,
     index: usize,
-    epoll: OwnedFd,
-    wake: OwnedFd,
+    wait: WaitSet,
     state: Mutex<PairState>,
 }
 
@@ -71,13 +68,9 @@ impl Pair {
         queue: Box<dyn UplinkQueue>,
         filter: Filter,
     ) -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let input = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), input)?;
+        let wait = WaitSet::new()?;
         if let Some(fd) = queue.poll_fd() {
-            let both = input | epoll::EventFlags::OUT;
-            epoll::add(&epoll, fd, epoll::EventData::new_u64(UPLINK), both)?;
+            wait.watch(fd, UPLINK, EventFlags::IN | EventFlags::OUT)?;
         }
         let overflow = vec![0; LARGEST]
             .try_into()
@@ -95,8 +88,7 @@ impl Pair {
         Ok(Pair {
             nic,
             index,
-            epoll,
-            wake,
+            wait,
             state,
         })
     }
@@ -108,8 +100,7 @@ impl Pair {
 
     /// Makes the worker take a turn.
     pub fn wake(&self) {
-        // An eventfd refuses only when its counter is full, and then it is readable anyway.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.wait.wake();
     }
 
     /// Makes the worker's thread end.
@@ -124,20 +115,12 @@ impl Pair {
             Side::Rx => RX_KICK,
             Side::Tx => TX_KICK,
         };
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        Ok(epoll::add(
-            &self.epoll,
-            kick,
-            epoll::EventData::new_u64(token),
-            flags,
-        )?)
+        self.wait.watch(kick, token, EventFlags::IN)
     }
 
     /// Watches it no more.
     pub fn unwatch(&self, kick: BorrowedFd<'_>) {
-        if let Err(e) = epoll::delete(&self.epoll, kick) {
-            log::warn!("queue pair {}: kick cannot be taken off: {e}", self.index);
-        }
+        self.wait.unwatch(kick);
     }
 
     fn counters(&self) -> Option<&PairCounters> {
@@ -150,21 +133,17 @@ impl Pair {
             return;
         };
         let mut events = Vec::with_capacity(8);
-        let mut timeout = None;
+        let mut more = false;
         loop {
-            let buffer = rustix::buffer::spare_capacity(&mut events);
-            match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => {
-                    log::error!("queue pair {}: epoll_wait: {e}; the pair stops", self.index);
-                    return;
-                }
+            if let Err(e) = self.wait.wait(&mut events, more) {
+                log::error!("queue pair {}: {e}; the pair stops", self.index);
+                return;
             }
             let mut state = self.state.lock();
             if state.stop {
                 return;
             }
-            for event in events.drain(..) {
+            for event in &events {
                 match event.data.u64() {
                     UPLINK => state.uplink_ready(),
                     RX_KICK => counters.rx.kicks.add(1),
@@ -172,11 +151,7 @@ impl Pair {
                     _ => {}
                 }
             }
-            let more = state.turn(self.nic.link_up(), counters, self.index);
-            timeout = more.then_some(Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            });
+            more = state.turn(self.nic.link_up(), counters, self.index);
         }
     }
 }
