@@ -282,9 +282,10 @@ impl Dataplane {
             pair.unwatch(kick.as_fd());
         }
         if index.is_multiple_of(2) {
-            let position = state.rx.take().map(Receiver::stop);
+            let rx = state.rx.take();
             state.update_steering(index / 2);
-            position
+            let counters = self.agreement.nic.counters.get(index / 2)?;
+            rx.map(|rx| rx.stop(&counters.rx))
         } else {
             state.tx.take().map(|tx| tx.ring.next_avail())
         }

@@ -189,6 +189,9 @@ impl PairState {
             }
         }
         if !link_up {
+            if let Some(rx) = &mut self.rx {
+                rx.lose_held(DropReason::LinkDown, &counters.rx);
+            }
             return more | self.discard(counters);
         }
         if self.enabled
@@ -206,6 +209,7 @@ impl PairState {
                 Ok(turn) => more |= turn == Turn::More,
                 Err(e) => {
                     broken(index, Side::Rx, e, counters);
+                    rx.lose_held(DropReason::TooLong, &counters.rx);
                     self.rx = None;
                 }
             }
