@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::event::epoll::EventFlags;
 
 use crate::nic::Nic;
-use crate::nic::counters::{DropReason, PairCounters};
+use crate::nic::counters::{DropReason, PairCounters, QueueCounters};
 use crate::nic::filter::Filter;
 use crate::ring::pieces::PiecesMut;
 use crate::ring::split::RingError;
@@ -23,7 +23,7 @@ use crate::uplink::{Received, UplinkQueue};
 
 use super::rx::Receiver;
 use super::tx::Transmitter;
-use super::wait_set::WaitSet;
+use super::wait_set::{WAKE, WaitSet};
 use super::{BUDGET, LARGEST, Turn};
 
 const UPLINK: u64 = 1;
@@ -145,7 +145,8 @@ impl Pair {
             }
             for event in &events {
                 match event.data.u64() {
-                    UPLINK => state.uplink_ready(),
+                    // What the control plane changes may be what the uplink refused for.
+                    UPLINK | WAKE => state.uplink_ready(),
                     RX_KICK => counters.rx.kicks.add(1),
                     TX_KICK => counters.tx.kicks.add(1),
                     _ => {}
@@ -176,8 +177,10 @@ impl PairState {
     /// One turn each way; whether there is more to do at once.
     fn turn(&mut self, link_up: bool, counters: &PairCounters, index: usize) -> bool {
         // An uplink without a descriptor cannot tell; it is asked every time.
-        self.readable |= self.queue.poll_fd().is_none();
-        let before = counters.rx.packets.get();
+        let silent = self.queue.poll_fd().is_none();
+        self.readable |= silent;
+        let taken = |rx: &QueueCounters| rx.packets.get().wrapping_add(rx.drops.total());
+        let before = taken(&counters.rx);
         let mut more = false;
         if let Some(tx) = &mut self.tx {
             match tx.turn(self.queue.as_mut(), link_up, &counters.tx) {
@@ -214,12 +217,13 @@ impl PairState {
                 }
             }
         }
-        // Where the uplink's two directions share room (loopback), receiving has made some.
-        if self.queue.poll_fd().is_none()
+        // Where the uplink's two directions share room (loopback), receiving has made some, also
+        // with packets that the driver did not want.
+        if silent
             && let Some(tx) = &mut self.tx
             && std::mem::take(&mut tx.blocked)
         {
-            more |= counters.rx.packets.get() != before;
+            more |= taken(&counters.rx) != before;
         }
         more
     }
