@@ -118,6 +118,18 @@ impl Dataplane {
     pub fn start(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>) -> io::Result<Self> {
         let driver = DriverState::new(&nic.config);
         let queues = uplink.take_queues();
+        // The driver is told of as many pairs as were configured, and there are counters for those.
+        if queues.len() != usize::from(nic.config.queue_pairs) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "uplink {} has {} queues where {} are needed, one for each queue pair",
+                    nic.config.uplink,
+                    queues.len(),
+                    nic.config.queue_pairs
+                ),
+            ));
+        }
         let pairs = queues
             .into_iter()
             .enumerate()

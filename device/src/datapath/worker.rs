@@ -214,6 +214,7 @@ impl PairState {
                     broken(index, Side::Rx, e, counters);
                     rx.lose_held(DropReason::TooLong, &counters.rx);
                     self.rx = None;
+                    self.update_steering(index);
                 }
             }
         }
