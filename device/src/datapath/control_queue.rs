@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use rustix::event::epoll::EventFlags;
+use rustix::event::epoll::{Event, EventFlags};
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -126,29 +126,48 @@ impl ControlQueue {
     /// The thread: serves the queue until told to end.
     pub fn run(&self) {
         let mut events = Vec::with_capacity(2);
-        let mut more = false;
-        loop {
-            if let Err(e) = self.wait.wait(&mut events, more) {
-                log::error!("control queue: {e}; it is not served any more");
-                return;
-            }
-            let mut state = self.state.lock();
-            if state.end {
-                return;
-            }
-            let Some(active) = &mut state.active else {
-                more = false;
-                continue;
-            };
-            more = match active.serve(&self.agreement) {
-                Ok(turn) => turn == Turn::More,
-                Err(e) => {
-                    log::error!("control queue stops until the driver resets it: {e}");
-                    self.retire(&mut state);
-                    false
-                }
-            };
+        let mut more = Some(false);
+        while let Some(just_look) = more {
+            more = self.round(&mut events, just_look);
         }
+    }
+
+    /// Sleeps until something happens, or just looks, and serves the queue. Whether there is more to
+    /// do at once; `None` when told to end.
+    fn round(&self, events: &mut Vec<Event>, just_look: bool) -> Option<bool> {
+        if let Err(e) = self.wait.wait(events, just_look) {
+            log::error!("control queue: {e}; it is not served any more");
+            return None;
+        }
+        let mut state = self.state.lock();
+        if state.end {
+            return None;
+        }
+        let Some(active) = &mut state.active else {
+            return Some(false);
+        };
+        match active.serve(&self.agreement) {
+            Ok(turn) => Some(turn == Turn::More),
+            Err(e) => {
+                log::error!("control queue stops until the driver resets it: {e}");
+                self.retire(&mut state);
+                Some(false)
+            }
+        }
+    }
+
+    /// Serves the queue on the caller's thread until its own would sleep.
+    #[cfg(test)]
+    pub fn settle(&self) {
+        let mut events = Vec::with_capacity(2);
+        let mut more = false;
+        for _ in 0..1000 {
+            if !more && !self.wait.is_ready() {
+                return;
+            }
+            more = self.round(&mut events, true).unwrap();
+        }
+        panic!("the control queue spins");
     }
 }
 

@@ -27,6 +27,8 @@ mod agreement;
 mod control_queue;
 mod notify;
 mod rx;
+#[cfg(test)]
+mod tests;
 mod tx;
 mod wait_set;
 mod worker;
@@ -115,7 +117,24 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Starts the workers; no ring is active yet.
-    pub fn start(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>) -> io::Result<Self> {
+    pub fn start(nic: Arc<Nic>, uplink: Box<dyn Uplink>) -> io::Result<Self> {
+        let mut dataplane = Dataplane::new(nic, uplink)?;
+        // From here on dropping the dataplane ends the threads that were started.
+        for (index, pair) in dataplane.agreement.pairs.iter().enumerate() {
+            let pair = pair.clone();
+            dataplane
+                .threads
+                .push(spawn(format!("pair-{index}"), move || pair.run())?);
+        }
+        let control = dataplane.control.clone();
+        dataplane
+            .threads
+            .push(spawn("control-queue".into(), move || control.run())?);
+        Ok(dataplane)
+    }
+
+    /// All but the threads.
+    fn new(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>) -> io::Result<Self> {
         let driver = DriverState::new(&nic.config);
         let queues = uplink.take_queues();
         // The driver is told of as many pairs as were configured, and there are counters for those.
@@ -143,23 +162,12 @@ impl Dataplane {
             driver: Mutex::new(driver),
         });
         let control = Arc::new(ControlQueue::new(agreement.clone())?);
-        let mut dataplane = Dataplane {
+        Ok(Dataplane {
             kicks: Mutex::new((0..2 * agreement.pairs.len()).map(|_| None).collect()),
             agreement,
-            control: control.clone(),
+            control,
             threads: Vec::new(),
-        };
-        // From here on dropping the dataplane ends the threads that were started.
-        for (index, pair) in dataplane.agreement.pairs.iter().enumerate() {
-            let pair = pair.clone();
-            dataplane
-                .threads
-                .push(spawn(format!("pair-{index}"), move || pair.run())?);
-        }
-        dataplane
-            .threads
-            .push(spawn("control-queue".into(), move || control.run())?);
-        Ok(dataplane)
+        })
     }
 
     /// Virtqueues that there can be: the pairs' and the control queue.

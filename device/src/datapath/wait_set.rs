@@ -71,4 +71,15 @@ impl WaitSet {
             Err(e) => Err(e.into()),
         }
     }
+
+    /// Whether waiting would not sleep.
+    #[cfg(test)]
+    pub fn is_ready(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&now)).unwrap() == 1
+    }
 }

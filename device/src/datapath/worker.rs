@@ -12,7 +12,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
-use rustix::event::epoll::EventFlags;
+use rustix::event::epoll::{Event, EventFlags};
 
 use crate::nic::Nic;
 use crate::nic::counters::{DropReason, PairCounters, QueueCounters};
@@ -129,31 +129,49 @@ impl Pair {
 
     /// The thread: serves the pair until told to stop.
     pub fn run(&self) {
-        let Some(counters) = self.counters() else {
-            return;
-        };
+        let mut events = Vec::with_capacity(8);
+        let mut more = Some(false);
+        while let Some(just_look) = more {
+            more = self.round(&mut events, just_look);
+        }
+    }
+
+    /// Sleeps until something happens, or just looks, and takes a turn. Whether there is more to do
+    /// at once; `None` when told to stop.
+    fn round(&self, events: &mut Vec<Event>, just_look: bool) -> Option<bool> {
+        let counters = self.counters()?;
+        if let Err(e) = self.wait.wait(events, just_look) {
+            log::error!("queue pair {}: {e}; the pair stops", self.index);
+            return None;
+        }
+        let mut state = self.state.lock();
+        if state.stop {
+            return None;
+        }
+        for event in events {
+            match event.data.u64() {
+                // What the control plane changes may be what the uplink refused for.
+                UPLINK | WAKE => state.uplink_ready(),
+                RX_KICK => counters.rx.kicks.add(1),
+                TX_KICK => counters.tx.kicks.add(1),
+                _ => {}
+            }
+        }
+        Some(state.turn(self.nic.link_up(), counters, self.index))
+    }
+
+    /// Takes turns on the caller's thread until the worker would sleep.
+    #[cfg(test)]
+    pub fn settle(&self) {
         let mut events = Vec::with_capacity(8);
         let mut more = false;
-        loop {
-            if let Err(e) = self.wait.wait(&mut events, more) {
-                log::error!("queue pair {}: {e}; the pair stops", self.index);
+        for _ in 0..1000 {
+            if !more && !self.wait.is_ready() {
                 return;
             }
-            let mut state = self.state.lock();
-            if state.stop {
-                return;
-            }
-            for event in &events {
-                match event.data.u64() {
-                    // What the control plane changes may be what the uplink refused for.
-                    UPLINK | WAKE => state.uplink_ready(),
-                    RX_KICK => counters.rx.kicks.add(1),
-                    TX_KICK => counters.tx.kicks.add(1),
-                    _ => {}
-                }
-            }
-            more = state.turn(self.nic.link_up(), counters, self.index);
+            more = self.round(&mut events, true).unwrap();
         }
+        panic!("the worker spins");
     }
 }
 
