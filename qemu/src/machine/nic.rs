@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 /// The two ways to attach our NIC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Attach {
     /// `-netdev vhost-user` with `virtio-net-pci`: QEMU owns config space and control queue
     Netdev,

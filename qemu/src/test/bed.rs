@@ -162,8 +162,8 @@ impl<'a> Bed<'a> {
 
     /// Sets up the guest's addresses again, after the guest has booted.
     pub fn lay_cable(&mut self) -> Result<()> {
-        self.cable = Cable::lay(self.lab, &self.machine.guest, self.setup.uplink)?;
-        Ok(())
+        self.cable
+            .lay_again(self.lab, &self.machine.guest, self.setup.uplink)
     }
 
     /// The guest.
