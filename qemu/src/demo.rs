@@ -25,6 +25,9 @@ const SECONDS: u32 = 5;
 const FLAPS: u32 = 5;
 /// How long it stays out, and in.
 const FLAP_PAUSE: Duration = Duration::from_millis(700);
+/// Traffic goes on for so long after the last flap. TCP doubles its time-out with every loss, so it
+/// may sit still for some seconds before it tries again.
+const TAIL_SECONDS: u32 = 10;
 
 /// Options of `cargo lab demo`.
 #[derive(Debug, clap::Args)]
@@ -136,7 +139,7 @@ fn flap(machine: &Machine, backend: &Backend, cable: &Cable) -> Result<(Delay, D
     let client = Client::new(
         &cable.server,
         Direction::GuestToHost,
-        pauses.ceil() as u32 + 5,
+        pauses.ceil() as u32 + TAIL_SECONDS,
     );
     let traffic = machine.guest.spawn(&client.command())?;
     let watch = Watch::start(&machine.guest, INTERFACE)?;
