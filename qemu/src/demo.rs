@@ -25,8 +25,9 @@ const SECONDS: u32 = 5;
 const FLAPS: u32 = 5;
 /// How long it stays out, and in.
 const FLAP_PAUSE: Duration = Duration::from_millis(700);
-/// How long the traffic under way may take to flow again: as long as TCP's next try.
-const RESUME: Duration = Duration::from_secs(5);
+/// How long the traffic under way may take to flow again. TCP doubles its time-out with every loss,
+/// so it may sit still for some seconds before it tries again.
+const RESUME: Duration = Duration::from_secs(10);
 
 /// Options of `cargo lab demo`.
 #[derive(Debug, clap::Args)]

@@ -64,9 +64,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "MAC")]
     mac: Option<MacAddress>,
 
-    /// Largest payload of a frame, 68 to 65535 octets.
-    #[arg(long, value_name = "N", default_value_t = 1500, value_parser = parse_mtu)]
-    mtu: u16,
+    /// Largest payload of a frame, 68 to 65535 octets [default: 1500; 65520 with --uplink user,
+    /// which has no other way to carry much at a time].
+    #[arg(long, value_name = "N", value_parser = parse_mtu)]
+    mtu: Option<u16>,
 
     /// Link speed told to the guest.
     #[arg(long, value_name = "MBPS", default_value_t = 10_000, value_parser = parse_speed)]
@@ -153,6 +154,7 @@ impl ServeOptions {
             Some(mac) => mac,
             None => random_mac()?,
         };
+        let mtu = args.mtu.unwrap_or(args.uplink.default_mtu());
         Ok(ServeOptions {
             frontend,
             control: args.control,
@@ -160,7 +162,7 @@ impl ServeOptions {
             queue_pairs: args.queues,
             mac,
             mac_is_random: args.mac.is_none(),
-            mtu: args.mtu,
+            mtu,
             speed: args.speed,
             link: args.link,
             log: args.log,
@@ -250,6 +252,8 @@ mod tests {
 
     #[test]
     fn defaults_are_those_the_help_promises() {
+        let user = options("--socket-path s --uplink user").unwrap();
+        assert_eq!(user.mtu, 65520);
         let options = options("--socket-path s").unwrap();
         assert_eq!(options.frontend, FrontendAddress::Path("s".into()));
         assert_eq!(options.control, None);

@@ -22,6 +22,17 @@ pub enum UplinkSpec {
     User,
 }
 
+impl UplinkSpec {
+    /// The MTU that serves this uplink best. passt takes plain frames only, with nothing left to
+    /// segment: its throughput comes from large ones.
+    pub fn default_mtu(&self) -> u16 {
+        match self {
+            UplinkSpec::User => super::user::MAX_MTU,
+            UplinkSpec::Loopback | UplinkSpec::Tap(_) => 1500,
+        }
+    }
+}
+
 impl fmt::Display for UplinkSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

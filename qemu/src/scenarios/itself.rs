@@ -51,7 +51,7 @@ fn commands(bed: &mut Bed, _: Form) -> Result<()> {
 fn files(bed: &mut Bed, _: Form) -> Result<()> {
     let guest = bed.guest();
     // All byte values, over several messages.
-    let data: Vec<u8> = (0..200_000_u32)
+    let data: Vec<u8> = (0..60_000_u32)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
         .collect();
     guest.write_file("/tmp/file", &data)?;

@@ -6,6 +6,7 @@ mod filters;
 mod itself;
 mod link;
 mod survival;
+mod user;
 mod variants;
 
 use anyhow::Result;
@@ -111,6 +112,7 @@ pub fn cases() -> Vec<Case> {
         filters::TABLE,
         link::TABLE,
         survival::TABLE,
+        user::TABLE,
         variants::TABLE,
     ];
     let scenarios: Vec<Scenario> = tables.concat();

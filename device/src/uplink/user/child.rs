@@ -20,8 +20,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::UserError;
 
-/// passt's own limit.
-const MAX_MTU: u16 = 65520;
+/// The largest MTU that passt knows.
+pub const MAX_MTU: u16 = 65520;
 /// Lines of standard error that are kept for when it ends.
 const LINES: usize = 8;
 /// Octets of a line that are kept.

@@ -40,8 +40,8 @@ mod framing;
 mod keeper;
 mod slot;
 
-pub use child::Ending;
 use child::Program;
+pub use child::{Ending, MAX_MTU};
 pub use error::UserError;
 use framing::{FrameReader, FrameWriter, MAX_FRAME, PushError};
 use keeper::Keeper;
