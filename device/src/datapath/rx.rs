@@ -107,6 +107,12 @@ impl Receiver {
         self.ring.next_avail()
     }
 
+    /// Chains that were taken ahead.
+    #[cfg(test)]
+    pub fn taken(&self) -> usize {
+        self.taken.len()
+    }
+
     /// Gives up the packet that waits for more buffers, if there is one.
     pub fn lose_held(&mut self, reason: DropReason, counters: &QueueCounters) {
         if self.held.take().is_some() {

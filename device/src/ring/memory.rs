@@ -257,12 +257,20 @@ impl View<'_> {
         Some(unsafe { self.host.add(offset) })
     }
 
-    /// Reads `N` octets that the guest may be changing.
-    pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let host = self.at(offset, N)?;
-        // SAFETY: N octets are mapped there; an array of octets has no alignment and no invalid
-        // values, and a volatile read makes no reference to memory that the guest may change.
-        Some(unsafe { host.cast::<[u8; N]>().as_ptr().read_volatile() })
+    /// Reads a little-endian 64-bit field that the guest may be changing, in one access where it is
+    /// aligned.
+    pub fn read_u64(&self, offset: usize) -> Option<u64> {
+        let host = self.at(offset, 8)?;
+        if host.as_ptr().addr().is_multiple_of(8) {
+            // SAFETY: eight octets are mapped there, aligned (just checked); a volatile read makes
+            // no reference to memory that the guest may change.
+            return Some(u64::from_le(unsafe {
+                host.cast::<u64>().as_ptr().read_volatile()
+            }));
+        }
+        // SAFETY: as above; an array of octets has no alignment.
+        let octets = unsafe { host.cast::<[u8; 8]>().as_ptr().read_volatile() };
+        Some(u64::from_le_bytes(octets))
     }
 }
 
@@ -339,12 +347,14 @@ impl Window {
         }
     }
 
-    /// Writes `N` octets.
-    pub fn write<const N: usize>(&self, offset: usize, value: [u8; N]) {
-        if let Some(host) = self.view().at(offset, N) {
-            // SAFETY: N octets are mapped there and may be written; an array of octets has no
-            // alignment, and a volatile write makes no reference to memory that the guest sees.
-            unsafe { host.cast::<[u8; N]>().as_ptr().write_volatile(value) }
+    /// Writes a little-endian 32-bit field; outside the window, or misaligned, it does nothing.
+    pub fn write_u32(&self, offset: usize, value: u32) {
+        if let Some(host) = self.view().at(offset, 4)
+            && host.as_ptr().addr().is_multiple_of(4)
+        {
+            // SAFETY: four octets are mapped there and may be written, aligned (just checked); a
+            // volatile write makes no reference to memory that the guest sees.
+            unsafe { host.cast::<u32>().as_ptr().write_volatile(value.to_le()) }
         }
     }
 }
@@ -407,14 +417,21 @@ mod tests {
         assert!(Window::new(&map, 0xff0, 0x20, 1).is_none());
         assert!(Window::new(&map, 0x4001, 4, 2).is_none());
         assert!(Window::new(&map, 0x3000, 1, 1).is_none());
-        let window = Window::new(&map, 0x4ffc, 4, 4).unwrap();
+        let window = Window::new(&map, 0x4ff4, 12, 4).unwrap();
         window.store_u16(2, 0x1234, Ordering::Release);
         assert_eq!(window.load_u16(2, Ordering::Acquire), 0x1234);
-        assert_eq!(window.view().read::<2>(2), Some([0x34, 0x12]));
-        assert_eq!(window.view().read::<2>(3), None);
-        assert_eq!(window.view().read::<2>(usize::MAX), None);
-        window.store_u16(4, 1, Ordering::Release);
-        window.write(3, [1, 2]);
-        assert_eq!(window.view().read::<4>(0), Some([0, 0, 0x34, 0x12]));
+        window.write_u32(4, 0x89ab_cdef);
+        // Beyond the end, and misaligned.
+        for offset in [12, 9, usize::MAX] {
+            window.write_u32(offset, u32::MAX);
+            window.store_u16(offset, u16::MAX, Ordering::Release);
+            assert_eq!(window.load_u16(offset, Ordering::Acquire), 0);
+        }
+        let view = window.view();
+        // Misaligned and aligned.
+        assert_eq!(view.read_u64(0), Some(0x89ab_cdef_1234_0000));
+        assert_eq!(view.read_u64(4), Some(0x89ab_cdef));
+        assert_eq!(view.read_u64(1), Some(0x0089_abcd_ef12_3400));
+        assert_eq!((view.read_u64(5), view.read_u64(usize::MAX)), (None, None));
     }
 }
