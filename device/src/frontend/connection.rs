@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -102,6 +103,15 @@ impl Connection {
     /// Whether the frontend has handed over guest memory: a driver is about to start.
     pub fn has_memory(&self) -> bool {
         self.relay.has_memory()
+    }
+
+    /// Whether the frontend has closed, be it that some of what it said is not read yet.
+    pub fn is_gone(&self) -> bool {
+        let flags = PollFlags::RDHUP;
+        let mut fds = [PollFd::from_borrowed_fd(self.frontend.as_fd(), flags)];
+        let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+        let now = Timespec::default();
+        matches!(poll(&mut fds, Some(&now)), Ok(1..)) && fds[0].revents().intersects(gone)
     }
 
     /// What to watch, each with whether for input and for output: both sockets, and what tells that

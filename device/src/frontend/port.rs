@@ -191,6 +191,10 @@ impl MutEventSubscriber for Port {
                 }
             }
         } else if self.door.watched().any(|watched| watched == fd) {
+            // A frontend that is started anew may be quicker than the news that the old one ended.
+            if self.connection.as_ref().is_some_and(Connection::is_gone) {
+                self.close(ops);
+            }
             let free = self.connection.is_none();
             if let Some(stream) = self.door.ready(fd, free)
                 && let Err(e) = self.take(stream, ops)
