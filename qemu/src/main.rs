@@ -1,3 +1,143 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The lab, run as `cargo lab`.
-fn main() {}
+//! The lab, run as `cargo lab`: makes QEMU, a guest kernel and a guest out of Debian
+//! packages, boots machines with the ferronic NIC, and shows, tests and measures it.
+//!
+//! A command that boots guests runs in two processes. The outer one makes what is
+//! missing, where the network is; the inner one does the work, in namespaces of its own
+//! (see [`sandbox::net`]).
+
+mod accel;
+mod artefacts;
+mod backend;
+mod bench;
+mod cable;
+mod cache;
+mod carrier;
+mod cli;
+mod demo;
+mod far_end;
+mod guest;
+mod host;
+mod lab;
+mod machine;
+mod net;
+mod passt;
+mod progress;
+mod sandbox;
+mod scenarios;
+mod shell;
+mod test;
+mod traffic;
+
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use cache::Cache;
+use cli::{Cli, Command};
+use lab::Lab;
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("lab: error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    match &cli.command {
+        Command::Tool(args) => sandbox::tool::exec(args)?,
+        Command::Clean => Cache::open()?.clean()?,
+        Command::Exec { program } => exec(program)?,
+        Command::Prepare => {
+            lab::prepare(&cli.options)?;
+        }
+        Command::Test(args) if args.list => test::list(),
+        command => {
+            return match sandbox::net::inside()? {
+                None => outside(cli, command),
+                Some(run) => inside(cli, command, run),
+            };
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The outer process: makes what is missing, then calls itself in new namespaces.
+fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
+    let parts = lab::prepare(&cli.options)?;
+    if command.needs_ferronic() {
+        lab::build_ferronic()?;
+    }
+    let logs = parts.cache().new_log_dir(command.name())?;
+    if let Command::Test(args) = command {
+        let counts = test::on_host(args)?;
+        let status = sandbox::net::run_inside(&logs)?;
+        return Ok(if test::conclude(counts, &logs, status) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
+    let status = sandbox::net::run_inside(&logs)?;
+    match status.code() {
+        Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+        None => bail!(
+            "the lab died of signal {:?}; logs are in {}",
+            status.signal(),
+            logs.display()
+        ),
+    }
+}
+
+/// The inner process: the work itself.
+fn inside(cli: &Cli, command: &Command, run: sandbox::net::Run) -> Result<ExitCode> {
+    sandbox::net::settle()?;
+    let lab = lab::prepare(&cli.options)?.into_lab(&cli.options, run)?;
+    net::settle(&lab)?;
+    match command {
+        Command::Demo(args) => demo::run(&lab, args)?,
+        Command::Bench(args) => bench::run(&lab, args)?,
+        Command::Shell(args) => shell::run(&lab, args)?,
+        Command::Run { script } => return run_script(&lab, script),
+        Command::Test(args) => {
+            if !test::in_guests(&lab, args)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        _ => bail!("`{}` needs no guest", command.name()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn exec(program: &[std::ffi::OsString]) -> Result<()> {
+    let tools = artefacts::tools::tools(&Cache::open()?)?;
+    let Some((program, arguments)) = program.split_first() else {
+        bail!("no program named");
+    };
+    let error = tools.command(program).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
+}
+
+fn run_script(lab: &Lab, script: &str) -> Result<ExitCode> {
+    net::make_tap(lab, false)?;
+    let nic = machine::nic::Nic::Tap {
+        name: net::TAP.into(),
+        queues: 1,
+    };
+    let machine = machine::Machine::boot(lab, &machine::Spec::new("run", nic))?;
+    log::info!("booted in {:.1} s", machine.boot_time.as_secs_f64());
+    let output = machine
+        .guest
+        .try_sh(script, std::time::Duration::from_secs(3600))?;
+    print!("{}", output.stdout);
+    eprint!("{}", output.stderr);
+    machine.quit()?;
+    Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(1)))
+}

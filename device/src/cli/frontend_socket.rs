@@ -23,6 +23,15 @@ pub enum FrontendAddress {
     Descriptor(RawFd),
 }
 
+impl fmt::Display for FrontendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FrontendAddress::Path(path) => path.display().fmt(f),
+            FrontendAddress::Descriptor(fd) => write!(f, "file descriptor {fd}"),
+        }
+    }
+}
+
 /// Why there is no socket for the frontend.
 #[derive(Debug)]
 pub enum SocketError {

@@ -103,7 +103,8 @@ fn show(common: &Common) -> Result<(), Failure> {
 /// The link, in lines for people.
 pub fn describe(link: &LinkReply) -> String {
     let mut text = format!("link {}, {} Mbit/s", name(link.up), link.speed);
-    let _ = write!(text, ", uplink {}", name(link.uplink_up));
+    // With a colon, so that a search for "link up" finds the link only.
+    let _ = write!(text, ", uplink: {}", name(link.uplink_up));
     if link.follow {
         text.push_str(", follows the uplink");
     }

@@ -62,7 +62,7 @@ pub enum Command {
     Stats(stats::StatsArgs),
     /// Print what the NIC is, its link, and who is plugged in.
     Status(status::StatusArgs),
-    /// End the backend.
+    /// End the backend, and wait until its sockets are gone.
     Quit(quit::QuitArgs),
     /// Print the QEMU options that attach the NIC, ready to paste.
     QemuArgs(qemu_args::QemuArgs),

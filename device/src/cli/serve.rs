@@ -33,11 +33,12 @@ pub fn print_capabilities() -> Result<(), Failure> {
 /// Runs `ferronic serve`.
 pub fn run(args: ServeArgs) -> Result<(), Failure> {
     let options = ServeOptions::new(args)?;
-    // First of all, because an inherited descriptor must be taken before we open any of our own.
-    let socket = options.frontend.open().map_err(operation)?;
+    // Opens nothing: it writes to standard error.
     env_logger::Builder::new()
         .parse_filters(&options.log)
         .init();
+    // Now, because an inherited descriptor must be taken before we open any of our own.
+    let socket = options.frontend.open().map_err(operation)?;
 
     let stop = Stop::new().map_err(while_doing("make the stop request"))?;
     stop.on_signals().map_err(while_doing("catch signals"))?;
@@ -60,6 +61,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
             event_loop.add_subscriber(Box::new(follower));
         }
     }
+    let mut control = None;
     if let Some(path) = &options.control {
         let bound =
             bind(path, Access::Owner).map_err(|e| Failure::Operation(format!("--control: {e}")))?;
@@ -67,7 +69,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         let commands = Commands::new(Arc::clone(&nic), stop.clone(), follow);
         let server =
             Server::new(bound, &nic, commands).map_err(while_doing("make the control socket"))?;
-        event_loop.add_subscriber(Box::new(server));
+        control = Some(event_loop.add_subscriber(Box::new(server)));
     }
     plug_in(uplink, socket, &nic, &stop, &mut event_loop)?;
     announce(&options);
@@ -76,6 +78,10 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         event_loop.run().map_err(while_doing("wait for events"))?;
     }
     log::info!("ending");
+    // The control socket goes last: its end tells `ferronic quit` that all is gone.
+    let control = control.map(|id| event_loop.remove_subscriber(id));
+    drop(event_loop);
+    drop(control);
     Ok(())
 }
 
@@ -109,8 +115,7 @@ fn open_uplink(options: &ServeOptions, carrier: &Arc<Carrier>) -> Result<Box<dyn
         passt: options.passt.clone(),
     };
     let carrier = Arc::clone(carrier);
-    uplink::open(&options.uplink, &open, Arc::new(move |up| carrier.set(up)))
-        .map_err(|e| Failure::Operation(format!("--uplink {}: {e}", options.uplink)))
+    uplink::open(&options.uplink, &open, Arc::new(move |up| carrier.set(up))).map_err(operation)
 }
 
 /// Starts the workers and adds the frontend's port to the event loop.
@@ -148,7 +153,7 @@ fn announce(options: &ServeOptions) {
         Some(path) => log::info!("control socket {}", path.display()),
         None => log::info!("no control socket: --control PATH makes one"),
     }
-    log::info!("waiting for a frontend: {:?}", options.frontend);
+    log::info!("waiting for a frontend on {}", options.frontend);
 }
 
 fn operation(error: impl std::fmt::Display) -> Failure {

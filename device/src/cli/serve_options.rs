@@ -64,9 +64,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "MAC")]
     mac: Option<MacAddress>,
 
-    /// Largest payload of a frame, 68 to 65535 octets.
-    #[arg(long, value_name = "N", default_value_t = 1500, value_parser = parse_mtu)]
-    mtu: u16,
+    /// Largest payload of a frame, 68 to 65535 octets [default: 1500; 65520 with --uplink user,
+    /// which has no other way to carry much at a time].
+    #[arg(long, value_name = "N", value_parser = parse_mtu)]
+    mtu: Option<u16>,
 
     /// Link speed told to the guest.
     #[arg(long, value_name = "MBPS", default_value_t = 10_000, value_parser = parse_speed)]
@@ -144,7 +145,7 @@ impl ServeOptions {
                 "--socket-path and --control are the same; they need a socket each".into(),
             ));
         }
-        if args.passt.is_some() && args.uplink.to_string() != "user" {
+        if args.passt.is_some() && args.uplink != UplinkSpec::User {
             return Err(Failure::Usage(
                 "--passt only makes sense with --uplink user".into(),
             ));
@@ -153,6 +154,7 @@ impl ServeOptions {
             Some(mac) => mac,
             None => random_mac()?,
         };
+        let mtu = args.mtu.unwrap_or(args.uplink.default_mtu());
         Ok(ServeOptions {
             frontend,
             control: args.control,
@@ -160,7 +162,7 @@ impl ServeOptions {
             queue_pairs: args.queues,
             mac,
             mac_is_random: args.mac.is_none(),
-            mtu: args.mtu,
+            mtu,
             speed: args.speed,
             link: args.link,
             log: args.log,
@@ -250,6 +252,8 @@ mod tests {
 
     #[test]
     fn defaults_are_those_the_help_promises() {
+        let user = options("--socket-path s --uplink user").unwrap();
+        assert_eq!(user.mtu, 65520);
         let options = options("--socket-path s").unwrap();
         assert_eq!(options.frontend, FrontendAddress::Path("s".into()));
         assert_eq!(options.control, None);
@@ -264,8 +268,8 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let options = options(
-            "--fd 5 --control c --uplink user --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
-             --speed 25000 --link follow --log warn,ferronic::control=trace --passt /usr/bin/passt",
+            "--fd 5 --control c --uplink user --passt p --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
+             --speed 25000 --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
         assert_eq!(options.frontend, FrontendAddress::Descriptor(5));
@@ -288,7 +292,7 @@ mod tests {
             ("--socket-path s --speed 0", "1 to"),
             ("--socket-path s --mac 01:00:5e:00:00:01", "group address"),
             ("--socket-path s --uplink carrier-pigeon", "tap:NAME"),
-            ("--socket-path s --uplink tap:", "tap:NAME"),
+            ("--socket-path s --uplink tap:", "tap:fer0"),
             ("--socket-path s --link sideways", "follow"),
             ("--socket-path s --log ferronic=loud", "info"),
             ("--socket-path s --passt p", "--uplink user"),

@@ -166,6 +166,18 @@ impl Client {
         })
     }
 
+    /// Waits until the backend closes the connection, which it does as the last thing of its life.
+    pub fn wait_closed(mut self) -> Result<(), ClientError> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            match self.read_value(deadline) {
+                Ok(_) => {}
+                Err(ClientError::Lost { .. }) => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
     fn read_value(&mut self, deadline: Instant) -> Result<Value, ClientError> {
         loop {
             if let Some(end) = self.received.iter().position(|b| *b == b'\n') {

@@ -35,6 +35,8 @@ pub enum Fate {
 pub struct Connection {
     stream: UnixStream,
     session: Session,
+    /// It no longer takes answers. What it said before it went away still counts.
+    gone: bool,
     /// What the event loop watches for now.
     pub watched: EventSet,
 }
@@ -45,6 +47,7 @@ impl Connection {
         Connection {
             stream,
             session: Session::new(),
+            gone: false,
             watched: EventSet::empty(),
         }
     }
@@ -76,9 +79,7 @@ impl Connection {
     pub fn pump(&mut self, commands: &Commands) -> Fate {
         let mut left = TURN;
         loop {
-            if let Fate::Close(why) = self.flush() {
-                return Fate::Close(why);
-            }
+            self.flush();
             if self.session.overflowed() {
                 return Fate::Close("it does not read its answers");
             }
@@ -107,16 +108,19 @@ impl Connection {
         }
     }
 
-    fn flush(&mut self) -> Fate {
+    fn flush(&mut self) {
         while !self.session.pending().is_empty() {
+            if self.gone {
+                self.session.sent(self.session.pending().len());
+                return;
+            }
             match self.stream.write(self.session.pending()) {
-                Ok(0) => return Fate::Close("writing failed"),
+                Ok(0) => self.gone = true,
                 Ok(count) => self.session.sent(count),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return Fate::Close("it went away"),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => self.gone = true,
             }
         }
-        Fate::Keep
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! # Design
 //! The wire format is QMP's (QEMU's docs/interop/qmp-spec.rst), so that the clients which exist for
-//! QEMU work here as they are. A packet of bytes takes this way:
+//! QEMU work here as they are. A file is about one thing:
 //!
 //! | file | what it is |
 //! |---|---|

@@ -2,7 +2,6 @@
 //! The control socket's server: accepts clients on the control thread and hands them the NIC's
 //! events.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -10,7 +9,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::io::Errno;
 use serde_json::json;
 
 use super::commands::{CommandError, Commands, event};
@@ -31,13 +29,12 @@ const FIRST_CLIENT: u32 = 2;
 /// removes its file.
 #[derive(Debug)]
 pub struct Server {
+    /// First, so that the file is gone before the clients learn that we are: `ferronic quit` waits
+    /// for that.
     bound: Bound,
     commands: Commands,
     events: Subscription,
     clients: [Option<Connection>; MAX_CLIENTS],
-    /// Held back for the day the process has no descriptor left: a client that cannot be accepted
-    /// would keep the listener readable, and the control thread spinning.
-    spare: Option<File>,
 }
 
 impl Server {
@@ -48,25 +45,41 @@ impl Server {
             bound,
             commands,
             clients: [const { None }; MAX_CLIENTS],
-            spare: spare(),
         })
     }
 
+    /// Takes in who waits.
+    ///
+    /// The listener is watched edge-triggered. A client that cannot be accepted, because the
+    /// process has no file descriptor left, would otherwise keep it ready and the control thread
+    /// spinning; so it waits until the next one comes or another goes.
     fn accept(&mut self, ops: &mut EventOps) {
-        // Not in a loop: others get their turn, and the listener stays readable if more wait.
-        match self.bound.listener.accept() {
-            Ok((stream, _)) => self.welcome(stream, ops),
-            Err(e) if is_out_of_descriptors(&e) => {
-                self.spare = None;
-                // Dropped at once, which tells the client.
-                let refused = self.bound.listener.accept().is_ok();
-                self.spare = spare();
-                log::warn!("control: no file descriptors left; turned a client away: {refused}");
+        for _ in 0..MAX_CLIENTS {
+            match self.bound.listener.accept() {
+                Ok((stream, _)) => self.welcome(stream, ops),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::ConnectionAborted => {}
+                Err(e) => {
+                    log::warn!("control: cannot accept a client now: {e}");
+                    return;
+                }
             }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            // Any other error is the client's, which gave up before we came.
-            Err(e) => log::debug!("control: accepting failed: {e}"),
         }
+        // Others get their turn.
+        self.look_again(ops);
+    }
+
+    /// Has the event loop tell us once more if clients wait: a changed watch is looked at anew.
+    fn look_again(&self, ops: &mut EventOps) {
+        if let Err(e) = ops.modify(self.watch_listener()) {
+            log::error!("control: cannot watch the control socket: {e}");
+        }
+    }
+
+    fn watch_listener(&self) -> Events {
+        let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        Events::with_data(&self.bound.listener, LISTENER, edges)
     }
 
     fn welcome(&mut self, stream: UnixStream, ops: &mut EventOps) {
@@ -120,6 +133,7 @@ impl Server {
                 log::warn!("control: cannot stop watching a client: {e}");
             }
             *slot = None;
+            self.look_again(ops);
         }
     }
 
@@ -137,10 +151,10 @@ impl Server {
 
 impl MutEventSubscriber for Server {
     fn init(&mut self, ops: &mut EventOps) {
-        let listener = self.bound.listener.as_raw_fd();
         let events = self.events.as_fd().as_raw_fd();
-        for (fd, what) in [(listener, LISTENER), (events, NIC_EVENTS)] {
-            if let Err(e) = ops.add(Events::with_data_raw(fd, what, EventSet::IN)) {
+        let events = Events::with_data_raw(events, NIC_EVENTS, EventSet::IN);
+        for watch in [self.watch_listener(), events] {
+            if let Err(e) = ops.add(watch) {
                 log::error!("control: cannot watch the control socket: {e}");
             }
         }
@@ -161,17 +175,6 @@ impl MutEventSubscriber for Server {
 fn events_of(fd: RawFd, place: usize, interest: EventSet) -> Events {
     // At most MAX_CLIENTS places: no truncation.
     Events::with_data_raw(fd, FIRST_CLIENT + place as u32, interest)
-}
-
-fn spare() -> Option<File> {
-    File::open("/dev/null").ok()
-}
-
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::MFILE | Errno::NFILE)
-    )
 }
 
 /// Tells a client that there is no place for it.

@@ -3,15 +3,16 @@
 //!
 //! Commands are rare, so the ring is virtio-queue's. Each is copied out whole before it is looked
 //! at: the driver cannot change it under the device's eyes. The acknowledgement is the first
-//! writable octet.
+//! writable octet. Locks are taken in the order control queue, driver's state, pair.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use rustix::event::epoll::{Event, EventFlags};
+use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::nic::control::VIRTIO_NET_ERR;
@@ -19,16 +20,21 @@ use crate::ring::memory::MemoryMap;
 use crate::ring::split::{MAX_SIZE, RingError};
 
 use super::agreement::Agreement;
-use super::{RingSetup, StartError};
+use super::notify::Interrupt;
+use super::wait_set::WaitSet;
+use super::{RingSetup, StartError, Turn};
 
 /// The longest command that is looked at: a MAC table far larger than the filter's.
 const MAX_COMMAND: u64 = 64 * 1024;
+/// Commands carried out before others get the lock.
+const BUDGET: usize = 64;
+const KICK: u64 = 1;
 
 /// The control queue and its thread's handle.
 #[derive(Debug)]
 pub(super) struct ControlQueue {
     agreement: Arc<Agreement>,
-    wake: OwnedFd,
+    wait: WaitSet,
     state: Mutex<State>,
 }
 
@@ -43,71 +49,58 @@ struct Active {
     index: usize,
     map: Arc<MemoryMap>,
     queue: Queue,
-    kick: Option<Arc<OwnedFd>>,
-    call: Option<OwnedFd>,
+    kick: Option<OwnedFd>,
+    interrupt: Interrupt,
 }
 
 impl ControlQueue {
     pub fn new(agreement: Arc<Agreement>) -> io::Result<Self> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(ControlQueue {
             agreement,
-            wake,
+            wait: WaitSet::new()?,
             state: Mutex::default(),
         })
     }
 
-    fn wake(&self) {
-        // An eventfd refuses only when its counter is full, and then it is readable anyway.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-    }
-
     /// Starts the ring, which has virtqueue index `index`.
     pub fn start(&self, index: usize, setup: RingSetup) -> Result<(), StartError> {
-        let layout = setup.layout;
-        let bad_area = |area, addr| move |_| StartError::Ring(RingError::BadArea(area, addr));
-        let bad_size = |_| StartError::Ring(RingError::BadSize(layout.size));
-        let mut queue = Queue::new(MAX_SIZE).map_err(bad_size)?;
-        queue.try_set_size(layout.size).map_err(bad_size)?;
-        queue
-            .try_set_desc_table_address(GuestAddress(layout.desc))
-            .map_err(bad_area("descriptor table", layout.desc))?;
-        queue
-            .try_set_avail_ring_address(GuestAddress(layout.avail))
-            .map_err(bad_area("available ring", layout.avail))?;
-        queue
-            .try_set_used_ring_address(GuestAddress(layout.used))
-            .map_err(bad_area("used ring", layout.used))?;
-        queue.set_event_idx(layout.event_idx);
-        queue.set_next_avail(setup.next_avail);
-        let used = queue
-            .used_idx(setup.map.guest(), std::sync::atomic::Ordering::Acquire)
-            .map_err(bad_area("used ring", layout.used))?;
-        queue.set_next_used(used.0);
-        queue.set_ready(true);
-        if !queue.is_valid(setup.map.guest()) {
-            return Err(StartError::Ring(RingError::BadArea("ring", layout.desc)));
+        let queue = queue(&setup).map_err(StartError::Ring)?;
+        let mut state = self.state.lock();
+        self.retire(&mut state);
+        if let Some(kick) = &setup.kick {
+            self.wait
+                .watch(kick.as_fd(), KICK, EventFlags::IN)
+                .map_err(StartError::Kick)?;
         }
-        let active = Active {
+        state.active = Some(Active {
             index,
             map: setup.map,
             queue,
-            kick: setup.kick.map(Arc::new),
-            call: setup.call,
-        };
-        self.state.lock().active = Some(active);
-        self.wake();
+            kick: setup.kick,
+            interrupt: Interrupt::new(setup.call),
+        });
+        drop(state);
+        // What the driver made available before the ring was ours is not notified again.
+        self.wait.wake();
         Ok(())
     }
 
     /// Stops the ring if it has virtqueue index `index`.
     pub fn stop(&self, index: usize) -> Option<u16> {
-        let active = self
-            .state
-            .lock()
+        let mut state = self.state.lock();
+        state
             .active
-            .take_if(|active| active.index == index)?;
-        self.wake();
+            .as_ref()
+            .filter(|active| active.index == index)?;
+        self.retire(&mut state)
+    }
+
+    /// Lets go of the ring; the available index to go on from.
+    fn retire(&self, state: &mut State) -> Option<u16> {
+        let active = state.active.take()?;
+        if let Some(kick) = &active.kick {
+            self.wait.unwatch(kick.as_fd());
+        }
         Some(active.queue.next_avail())
     }
 
@@ -116,8 +109,8 @@ impl ControlQueue {
         let mut state = self.state.lock();
         match state.active.as_mut().filter(|active| active.index == index) {
             Some(active) => {
-                active.call = call;
-                active.interrupt();
+                active.interrupt = Interrupt::new(call);
+                active.interrupt.signal();
                 None
             }
             None => Some(call),
@@ -127,92 +120,116 @@ impl ControlQueue {
     /// Makes the thread end.
     pub fn end(&self) {
         self.state.lock().end = true;
-        self.wake();
+        self.wait.wake();
     }
 
     /// The thread: serves the queue until told to end.
     pub fn run(&self) {
-        loop {
-            let kick = {
-                let mut state = self.state.lock();
-                if state.end {
-                    return;
-                }
-                match &mut state.active {
-                    Some(active) => {
-                        active.serve(&self.agreement);
-                        active.kick.clone()
-                    }
-                    None => None,
-                }
-            };
-            // The lock is not held while we sleep; a ring that is stopped meanwhile wakes us.
-            let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
-            if let Some(kick) = &kick {
-                fds.push(PollFd::from_borrowed_fd(kick.as_fd(), PollFlags::IN));
-            }
-            match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => {
-                    log::error!("control queue: poll: {e}; it is not served any more");
-                    return;
-                }
-            }
-            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-            let mut count = [0; 8];
-            if ready.first() == Some(&true) {
-                // Non-blocking and ours: nothing to read is no harm.
-                let _ = rustix::io::read(&self.wake, &mut count);
-            }
-            if let Some(kick) = kick.filter(|_| ready.get(1) == Some(&true))
-                && let Err(e) = rustix::io::read(&*kick, &mut count)
-                && e != rustix::io::Errno::AGAIN
-            {
-                log::error!("control queue: its kick cannot be read: {e}; the ring stops");
-                self.state.lock().active = None;
+        let mut events = Vec::with_capacity(2);
+        let mut more = Some(false);
+        while let Some(just_look) = more {
+            more = self.round(&mut events, just_look);
+        }
+    }
+
+    /// Sleeps until something happens, or just looks, and serves the queue. Whether there is more to
+    /// do at once; `None` when told to end.
+    fn round(&self, events: &mut Vec<Event>, just_look: bool) -> Option<bool> {
+        if let Err(e) = self.wait.wait(events, just_look) {
+            log::error!("control queue: {e}; it is not served any more");
+            return None;
+        }
+        let mut state = self.state.lock();
+        if state.end {
+            return None;
+        }
+        let Some(active) = &mut state.active else {
+            return Some(false);
+        };
+        match active.serve(&self.agreement) {
+            Ok(turn) => Some(turn == Turn::More),
+            Err(e) => {
+                log::error!("control queue stops until the driver resets it: {e}");
+                self.retire(&mut state);
+                Some(false)
             }
         }
+    }
+
+    /// Serves the queue on the caller's thread until its own would sleep.
+    #[cfg(test)]
+    pub fn settle(&self) {
+        let mut events = Vec::with_capacity(2);
+        let mut more = false;
+        for _ in 0..1000 {
+            if !more && !self.wait.is_ready() {
+                return;
+            }
+            more = self.round(&mut events, true).unwrap();
+        }
+        panic!("the control queue spins");
+    }
+}
+
+/// The ring as virtio-queue sees it.
+fn queue(setup: &RingSetup) -> Result<Queue, RingError> {
+    let layout = setup.layout;
+    let memory = setup.map.guest();
+    let bad_area = |area, addr| move |_| RingError::BadArea(area, addr);
+    let bad_size = |_| RingError::BadSize(layout.size);
+    let mut queue = Queue::new(MAX_SIZE).map_err(bad_size)?;
+    queue.try_set_size(layout.size).map_err(bad_size)?;
+    queue
+        .try_set_desc_table_address(GuestAddress(layout.desc))
+        .map_err(bad_area("descriptor table", layout.desc))?;
+    queue
+        .try_set_avail_ring_address(GuestAddress(layout.avail))
+        .map_err(bad_area("available ring", layout.avail))?;
+    queue
+        .try_set_used_ring_address(GuestAddress(layout.used))
+        .map_err(bad_area("used ring", layout.used))?;
+    queue.set_event_idx(layout.event_idx);
+    queue.set_next_avail(setup.next_avail);
+    let used = queue
+        .used_idx(memory, Ordering::Acquire)
+        .map_err(bad_area("used ring", layout.used))?;
+    queue.set_next_used(used.0);
+    queue.set_ready(true);
+    if queue.is_valid(memory) {
+        Ok(queue)
+    } else {
+        Err(RingError::BadArea("ring", layout.desc))
     }
 }
 
 impl Active {
-    fn interrupt(&self) {
-        if let Some(call) = &self.call {
-            // An eventfd refuses only when its counter is full, and then it is raised anyway.
-            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// Carries out all commands that wait.
-    fn serve(&mut self, agreement: &Agreement) {
+    /// Carries out the commands that wait. An error means that the ring makes no sense: virtio-queue
+    /// would report chains that it cannot give out, for ever.
+    fn serve(&mut self, agreement: &Agreement) -> Result<Turn, QueueError> {
         let map = self.map.clone();
         let memory = map.guest();
-        loop {
-            while let Some(chain) = self.queue.pop_descriptor_chain(memory) {
-                let head = chain.head_index();
-                let written = answer(memory, chain, agreement).unwrap_or_else(|e| {
-                    log::warn!("control queue: command without room for an answer: {e}");
-                    0
-                });
-                if let Err(e) = self.queue.add_used(memory, head, written) {
-                    log::error!("control queue: {e}");
-                    return;
+        let mut turn = Turn::More;
+        let mut used = false;
+        for _ in 0..BUDGET {
+            let Some(chain) = self.queue.iter(memory)?.next() else {
+                if self.queue.enable_notification(memory)? {
+                    continue;
                 }
-            }
-            match self.queue.needs_notification(memory) {
-                Ok(true) => self.interrupt(),
-                Ok(false) => {}
-                Err(e) => log::error!("control queue: {e}"),
-            }
-            match self.queue.enable_notification(memory) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(e) => {
-                    log::error!("control queue: {e}");
-                    return;
-                }
-            }
+                turn = Turn::Waits;
+                break;
+            };
+            let head = chain.head_index();
+            let written = answer(memory, chain, agreement).unwrap_or_else(|e| {
+                log::debug!("control queue: command without room for an answer: {e}");
+                0
+            });
+            self.queue.add_used(memory, head, written)?;
+            used = true;
         }
+        if used && self.queue.needs_notification(memory)? {
+            self.interrupt.signal();
+        }
+        Ok(turn)
     }
 }
 

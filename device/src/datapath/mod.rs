@@ -27,7 +27,10 @@ mod agreement;
 mod control_queue;
 mod notify;
 mod rx;
+#[cfg(test)]
+mod tests;
 mod tx;
+mod wait_set;
 mod worker;
 
 use agreement::Agreement;
@@ -114,9 +117,38 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Starts the workers; no ring is active yet.
-    pub fn start(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>) -> io::Result<Self> {
+    pub fn start(nic: Arc<Nic>, uplink: Box<dyn Uplink>) -> io::Result<Self> {
+        let mut dataplane = Dataplane::new(nic, uplink)?;
+        // From here on dropping the dataplane ends the threads that were started.
+        for (index, pair) in dataplane.agreement.pairs.iter().enumerate() {
+            let pair = pair.clone();
+            dataplane
+                .threads
+                .push(spawn(format!("pair-{index}"), move || pair.run())?);
+        }
+        let control = dataplane.control.clone();
+        dataplane
+            .threads
+            .push(spawn("control-queue".into(), move || control.run())?);
+        Ok(dataplane)
+    }
+
+    /// All but the threads.
+    fn new(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>) -> io::Result<Self> {
         let driver = DriverState::new(&nic.config);
         let queues = uplink.take_queues();
+        // The driver is told of as many pairs as were configured, and there are counters for those.
+        if queues.len() != usize::from(nic.config.queue_pairs) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "uplink {} has {} queues where {} are needed, one for each queue pair",
+                    nic.config.uplink,
+                    queues.len(),
+                    nic.config.queue_pairs
+                ),
+            ));
+        }
         let pairs = queues
             .into_iter()
             .enumerate()
@@ -130,23 +162,12 @@ impl Dataplane {
             driver: Mutex::new(driver),
         });
         let control = Arc::new(ControlQueue::new(agreement.clone())?);
-        let mut dataplane = Dataplane {
+        Ok(Dataplane {
             kicks: Mutex::new((0..2 * agreement.pairs.len()).map(|_| None).collect()),
             agreement,
-            control: control.clone(),
+            control,
             threads: Vec::new(),
-        };
-        // From here on dropping the dataplane ends the threads that were started.
-        for (index, pair) in dataplane.agreement.pairs.iter().enumerate() {
-            let pair = pair.clone();
-            dataplane
-                .threads
-                .push(spawn(format!("pair-{index}"), move || pair.run())?);
-        }
-        dataplane
-            .threads
-            .push(spawn("control-queue".into(), move || control.run())?);
-        Ok(dataplane)
+        })
     }
 
     /// Virtqueues that there can be: the pairs' and the control queue.
@@ -281,9 +302,10 @@ impl Dataplane {
             pair.unwatch(kick.as_fd());
         }
         if index.is_multiple_of(2) {
-            let position = state.rx.take().map(Receiver::stop);
+            let rx = state.rx.take();
             state.update_steering(index / 2);
-            position
+            let counters = self.agreement.nic.counters.get(index / 2)?;
+            rx.map(|rx| rx.stop(&counters.rx))
         } else {
             state.tx.take().map(|tx| tx.ring.next_avail())
         }

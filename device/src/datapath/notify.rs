@@ -3,6 +3,8 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
 use crate::nic::counters::QueueCounters;
 use crate::ring::split::SplitRing;
 
@@ -14,15 +16,37 @@ pub(super) struct Interrupt {
 
 impl Interrupt {
     /// The interrupt that `fd` raises; none for a driver that only polls.
+    ///
+    /// It is made non-blocking, also for the frontend: a blocking eventfd whose counter is full, or
+    /// whatever else a frontend has sent us, would stop its worker, and with it everything that
+    /// waits for the worker's lock.
     pub fn new(fd: Option<OwnedFd>) -> Self {
+        if let Some(fd) = &fd
+            && let Err(e) = fcntl_getfl(fd).and_then(|flags| {
+                if flags.contains(OFlags::NONBLOCK) {
+                    return Ok(());
+                }
+                fcntl_setfl(fd, flags | OFlags::NONBLOCK)
+            })
+        {
+            log::warn!("an interrupt's descriptor cannot be made non-blocking: {e}");
+        }
         Interrupt { fd }
     }
 
-    /// Raises it, whatever the driver asked for.
+    /// Raises it, whatever the driver asked for; whether there is one.
+    pub fn signal(&self) -> bool {
+        let Some(fd) = &self.fd else {
+            return false;
+        };
+        // An eventfd refuses only when its counter is full, and then it is raised anyway.
+        let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+        true
+    }
+
+    /// Raises and counts it, whatever the driver asked for.
     pub fn raise(&self, counters: &QueueCounters) {
-        if let Some(fd) = &self.fd {
-            // An eventfd refuses only when its counter is full, and then it is raised anyway.
-            let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+        if self.signal() {
             counters.interrupts.add(1);
         }
     }

@@ -7,6 +7,9 @@
 //! as many as it needs and the rest serve the next. Behind the guest's room lies an overflow buffer
 //! of ours: a packet that is larger than the room is not cut off but held until the driver has made
 //! more available; only one that can never fit is dropped.
+//!
+//! # Limitations
+//! A packet that is held when its ring is stopped or the cable is pulled is lost, and counted.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -47,7 +50,17 @@ struct Taken {
     pieces: usize,
 }
 
-/// A packet that is larger than the room that was there.
+/// Whether a packet has room in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    Now,
+    /// When the driver makes more buffers available, of which it will notify.
+    Later,
+    /// Not with any buffers that could come.
+    Never,
+}
+
+/// A packet that was received and not delivered, because it is larger than the room that was there.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     len: usize,
@@ -87,14 +100,22 @@ impl Receiver {
     }
 
     /// Gives the buffers that were taken ahead back to the ring and tells where it stands.
-    pub fn stop(mut self) -> u16 {
+    pub fn stop(mut self, counters: &QueueCounters) -> u16 {
+        self.lose_held(DropReason::TooLong, counters);
         // At most the queue size, which is a u16.
         self.ring.rewind(self.taken.len() as u16);
         self.ring.next_avail()
     }
 
+    /// Gives up the packet that waits for more buffers, if there is one.
+    pub fn lose_held(&mut self, reason: DropReason, counters: &QueueCounters) {
+        if self.held.take().is_some() {
+            counters.drops.add(reason);
+        }
+    }
+
     /// Moves packets until the uplink is empty (`readable` becomes false), the driver's buffers are
-    /// used up or the budget is spent. Says whether any moved.
+    /// used up or the budget is spent.
     pub fn turn(
         &mut self,
         queue: &mut dyn UplinkQueue,
@@ -109,10 +130,19 @@ impl Receiver {
         self.ring.disarm();
         let mut turn = Turn::More;
         for _ in 0..BUDGET {
-            let packet = match self.held.take() {
+            let packet = match self.held {
                 Some(held) => held,
                 None => {
-                    if self.no_room(counters)? {
+                    self.take_ahead(self.format.largest)?;
+                    if self.give_back_bad(counters) {
+                        // There may be more in the ring, which nobody would tell us of.
+                        continue;
+                    }
+                    if self.taken.is_empty() {
+                        self.ring.publish();
+                        if self.ring.arm()? {
+                            continue;
+                        }
                         turn = Turn::Waits;
                         break;
                     }
@@ -133,43 +163,39 @@ impl Receiver {
                     }
                 }
             };
-            if packet.len > self.room && !self.make_room(packet, counters)? {
-                if self.held.is_some() {
+            self.held = Some(packet);
+            match self.fit(packet.len)? {
+                Fit::Now => {
+                    if let Some(rest) = overflow.get(..packet.len - packet.in_guest)
+                        && !rest.is_empty()
+                    {
+                        self.pieces.room().copy_from(packet.in_guest, rest);
+                    }
+                    self.deliver(packet.len, counters);
+                }
+                Fit::Later => {
                     turn = Turn::Waits;
                     break;
                 }
-                continue;
+                Fit::Never => counters.drops.add(DropReason::TooLong),
             }
-            if let Some(rest) = overflow.get(..packet.len.saturating_sub(packet.in_guest)) {
-                self.pieces.room().copy_from(packet.in_guest, rest);
-            }
-            self.deliver(packet.len, counters);
+            self.held = None;
         }
         self.ring.publish();
         self.interrupt.raise_if_wanted(&mut self.ring, counters);
         Ok(turn)
     }
 
-    /// Takes buffers ahead; `true` when the driver has none and will notify when it has.
-    fn no_room(&mut self, counters: &QueueCounters) -> Result<bool, RingError> {
-        loop {
-            self.take_ahead(self.format.largest)?;
-            self.give_back_bad(counters);
-            if !self.taken.is_empty() {
-                return Ok(false);
-            }
-            self.ring.publish();
-            if !self.ring.arm()? {
-                return Ok(true);
-            }
-        }
-    }
-
     /// Takes chains until there is room for `want` octets or no more chains.
     fn take_ahead(&mut self, want: usize) -> Result<(), RingError> {
-        // Without mergeable buffers a packet must fit the first chain.
-        let chains = if self.format.mergeable { usize::MAX } else { 1 };
-        while self.room < want && self.taken.len() < chains && self.pieces.count() <= PIECES_AHEAD {
+        // Without mergeable buffers a packet must fit the first chain. With them, only a driver that
+        // breaks the rules has more chains than the ring has entries.
+        let most = if self.format.mergeable {
+            usize::from(self.ring.size())
+        } else {
+            1
+        };
+        while self.room < want && self.taken.len() < most && self.pieces.count() <= PIECES_AHEAD {
             let before = self.pieces.count();
             let Some(chain) = self.ring.pop(Direction::Writable, &mut self.pieces)? else {
                 break;
@@ -185,8 +211,10 @@ impl Receiver {
         Ok(())
     }
 
-    /// Returns chains that broke the rules, unused. Only from the front: the ring counts on order.
-    fn give_back_bad(&mut self, counters: &QueueCounters) {
+    /// Returns chains that broke the rules, unused; whether there were any. Only from the front: the
+    /// ring counts on order.
+    fn give_back_bad(&mut self, counters: &QueueCounters) -> bool {
+        let before = self.taken.len();
         while let Some(front) = self.taken.front()
             && front.len.unwrap_or(0) < self.format.header_len
         {
@@ -196,6 +224,7 @@ impl Receiver {
             self.ring.push(front.head, 0);
             self.taken.pop_front();
         }
+        self.taken.len() != before
     }
 
     fn receive(
@@ -223,25 +252,26 @@ impl Receiver {
         })
     }
 
-    /// Room for a packet that is larger than what was at hand. `false`: there is none; the packet
-    /// is held if waiting can help, else dropped.
-    fn make_room(&mut self, packet: Held, counters: &QueueCounters) -> Result<bool, RingError> {
+    /// Makes room for a packet of `len` octets, if there was not enough.
+    fn fit(&mut self, len: usize) -> Result<Fit, RingError> {
         loop {
-            if self.format.mergeable {
-                self.take_ahead(packet.len)?;
+            if self.room >= len {
+                return Ok(Fit::Now);
             }
-            if self.room >= packet.len {
-                return Ok(true);
+            if !self.format.mergeable {
+                return Ok(Fit::Never);
+            }
+            self.take_ahead(len)?;
+            if self.room >= len {
+                return Ok(Fit::Now);
             }
             let all_taken = self.taken.len() >= usize::from(self.ring.size());
-            if !self.format.mergeable || all_taken || self.pieces.count() > PIECES_AHEAD {
-                counters.drops.add(DropReason::TooLong);
-                return Ok(false);
+            if all_taken || self.pieces.count() > PIECES_AHEAD {
+                return Ok(Fit::Never);
             }
             self.ring.publish();
             if !self.ring.arm()? {
-                self.held = Some(packet);
-                return Ok(false);
+                return Ok(Fit::Later);
             }
         }
     }

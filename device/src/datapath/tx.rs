@@ -57,9 +57,11 @@ impl Transmitter {
         link_up: bool,
         counters: &QueueCounters,
     ) -> Result<Turn, RingError> {
-        if self.blocked {
+        // While the cable is out the uplink is not asked, so nothing is gained by waiting for it.
+        if self.blocked && link_up {
             return Ok(Turn::Waits);
         }
+        self.blocked = false;
         self.ring.disarm();
         let mut done = 0;
         let turn = loop {

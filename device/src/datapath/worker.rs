@@ -2,22 +2,20 @@
 //! A worker: the thread that serves one queue pair.
 //!
 //! # Design
-//! The thread sleeps in `epoll_wait` until a kick, the uplink or the control plane wakes it, then
-//! moves packets in turns. Everything is watched edge-triggered, so that no eventfd has to be read
-//! to make it quiet. The pair's state is behind a lock that is taken once a turn, never per packet;
+//! The thread sleeps until a kick, the uplink or the control plane wakes it (`wait_set`), then moves
+//! packets in turns. The pair's state is behind a lock that is taken once a turn, never per packet;
 //! the control plane takes it to start, stop and change rings, and so never meets a packet half
 //! way. `parking_lot` hands a contended lock over in good time, which a spinning worker would not.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
-use rustix::event::epoll;
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::epoll::{Event, EventFlags};
 
 use crate::nic::Nic;
-use crate::nic::counters::{DropReason, PairCounters};
+use crate::nic::counters::{DropReason, PairCounters, QueueCounters};
 use crate::nic::filter::Filter;
 use crate::ring::pieces::PiecesMut;
 use crate::ring::split::RingError;
@@ -25,9 +23,9 @@ use crate::uplink::{Received, UplinkQueue};
 
 use super::rx::Receiver;
 use super::tx::Transmitter;
+use super::wait_set::{WAKE, WaitSet};
 use super::{BUDGET, LARGEST, Turn};
 
-const WAKE: u64 = 0;
 const UPLINK: u64 = 1;
 const RX_KICK: u64 = 2;
 const TX_KICK: u64 = 3;
@@ -37,8 +35,7 @@ const TX_KICK: u64 = 3;
 pub(super) struct Pair {
     nic: Arc<Nic>,
     index: usize,
-    epoll: OwnedFd,
-    wake: OwnedFd,
+    wait: WaitSet,
     state: Mutex<PairState>,
 }
 
@@ -71,13 +68,9 @@ impl Pair {
         queue: Box<dyn UplinkQueue>,
         filter: Filter,
     ) -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let input = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), input)?;
+        let wait = WaitSet::new()?;
         if let Some(fd) = queue.poll_fd() {
-            let both = input | epoll::EventFlags::OUT;
-            epoll::add(&epoll, fd, epoll::EventData::new_u64(UPLINK), both)?;
+            wait.watch(fd, UPLINK, EventFlags::IN | EventFlags::OUT)?;
         }
         let overflow = vec![0; LARGEST]
             .try_into()
@@ -95,8 +88,7 @@ impl Pair {
         Ok(Pair {
             nic,
             index,
-            epoll,
-            wake,
+            wait,
             state,
         })
     }
@@ -108,8 +100,7 @@ impl Pair {
 
     /// Makes the worker take a turn.
     pub fn wake(&self) {
-        // An eventfd refuses only when its counter is full, and then it is readable anyway.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.wait.wake();
     }
 
     /// Makes the worker's thread end.
@@ -124,20 +115,12 @@ impl Pair {
             Side::Rx => RX_KICK,
             Side::Tx => TX_KICK,
         };
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        Ok(epoll::add(
-            &self.epoll,
-            kick,
-            epoll::EventData::new_u64(token),
-            flags,
-        )?)
+        self.wait.watch(kick, token, EventFlags::IN)
     }
 
     /// Watches it no more.
     pub fn unwatch(&self, kick: BorrowedFd<'_>) {
-        if let Err(e) = epoll::delete(&self.epoll, kick) {
-            log::warn!("queue pair {}: kick cannot be taken off: {e}", self.index);
-        }
+        self.wait.unwatch(kick);
     }
 
     fn counters(&self) -> Option<&PairCounters> {
@@ -146,38 +129,51 @@ impl Pair {
 
     /// The thread: serves the pair until told to stop.
     pub fn run(&self) {
-        let Some(counters) = self.counters() else {
-            return;
-        };
         let mut events = Vec::with_capacity(8);
-        let mut timeout = None;
-        loop {
-            let buffer = rustix::buffer::spare_capacity(&mut events);
-            match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => {
-                    log::error!("queue pair {}: epoll_wait: {e}; the pair stops", self.index);
-                    return;
-                }
+        let mut more = Some(false);
+        while let Some(just_look) = more {
+            more = self.round(&mut events, just_look);
+        }
+    }
+
+    /// Sleeps until something happens, or just looks, and takes a turn. Whether there is more to do
+    /// at once; `None` when told to stop.
+    fn round(&self, events: &mut Vec<Event>, just_look: bool) -> Option<bool> {
+        let counters = self.counters()?;
+        if let Err(e) = self.wait.wait(events, just_look) {
+            log::error!("queue pair {}: {e}; the pair stops", self.index);
+            return None;
+        }
+        let mut state = self.state.lock();
+        if state.stop {
+            return None;
+        }
+        for event in events {
+            match event.data.u64() {
+                // What the control plane changes may be what the uplink refused for.
+                UPLINK | WAKE => state.uplink_ready(),
+                RX_KICK => counters.rx.kicks.add(1),
+                TX_KICK => counters.tx.kicks.add(1),
+                _ => {}
             }
-            let mut state = self.state.lock();
-            if state.stop {
+        }
+        let more = state.turn(self.nic.link_up(), counters, self.index);
+        state.queue.flush();
+        Some(more)
+    }
+
+    /// Takes turns on the caller's thread until the worker would sleep.
+    #[cfg(test)]
+    pub fn settle(&self) {
+        let mut events = Vec::with_capacity(8);
+        let mut more = false;
+        for _ in 0..1000 {
+            if !more && !self.wait.is_ready() {
                 return;
             }
-            for event in events.drain(..) {
-                match event.data.u64() {
-                    UPLINK => state.uplink_ready(),
-                    RX_KICK => counters.rx.kicks.add(1),
-                    TX_KICK => counters.tx.kicks.add(1),
-                    _ => {}
-                }
-            }
-            let more = state.turn(self.nic.link_up(), counters, self.index);
-            timeout = more.then_some(Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            });
+            more = self.round(&mut events, true).unwrap();
         }
+        panic!("the worker spins");
     }
 }
 
@@ -201,8 +197,10 @@ impl PairState {
     /// One turn each way; whether there is more to do at once.
     fn turn(&mut self, link_up: bool, counters: &PairCounters, index: usize) -> bool {
         // An uplink without a descriptor cannot tell; it is asked every time.
-        self.readable |= self.queue.poll_fd().is_none();
-        let before = counters.rx.packets.get();
+        let silent = self.queue.poll_fd().is_none();
+        self.readable |= silent;
+        let taken = |rx: &QueueCounters| rx.packets.get().wrapping_add(rx.drops.total());
+        let before = taken(&counters.rx);
         let mut more = false;
         if let Some(tx) = &mut self.tx {
             match tx.turn(self.queue.as_mut(), link_up, &counters.tx) {
@@ -214,6 +212,9 @@ impl PairState {
             }
         }
         if !link_up {
+            if let Some(rx) = &mut self.rx {
+                rx.lose_held(DropReason::LinkDown, &counters.rx);
+            }
             return more | self.discard(counters);
         }
         if self.enabled
@@ -231,16 +232,19 @@ impl PairState {
                 Ok(turn) => more |= turn == Turn::More,
                 Err(e) => {
                     broken(index, Side::Rx, e, counters);
+                    rx.lose_held(DropReason::TooLong, &counters.rx);
                     self.rx = None;
+                    self.update_steering(index);
                 }
             }
         }
-        // Where the uplink's two directions share room (loopback), receiving has made some.
-        if self.queue.poll_fd().is_none()
+        // Where the uplink's two directions share room (loopback), receiving has made some, also
+        // with packets that the driver did not want.
+        if silent
             && let Some(tx) = &mut self.tx
             && std::mem::take(&mut tx.blocked)
         {
-            more |= counters.rx.packets.get() != before;
+            more |= taken(&counters.rx) != before;
         }
         more
     }

@@ -2,6 +2,7 @@
 //! The driver's side of a split ring, for tests: as naive as it can be.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -34,10 +35,14 @@ pub const MEMORY: u64 = 0x40_0000;
 /// Where buffers may lie: behind the ring.
 pub const BUFFERS: u64 = 0x10_0000;
 
+/// All of guest memory.
+pub fn memory() -> Arc<MemoryMap> {
+    let guest = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+    Arc::new(MemoryMap::new(Arc::new(guest)).unwrap())
+}
+
 impl Driver {
     pub fn new(size: u16, event_idx: bool) -> Self {
-        let guest = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
-        let map = Arc::new(MemoryMap::new(Arc::new(guest)).unwrap());
         let layout = Layout {
             size,
             desc: 0,
@@ -45,6 +50,23 @@ impl Driver {
             used: 0xa_0000,
             event_idx,
         };
+        Driver::over(memory(), layout)
+    }
+
+    /// A ring of up to 1024 entries that shares its memory with others: this is number `slot`.
+    pub fn in_slot(map: Arc<MemoryMap>, slot: u64, size: u16, event_idx: bool) -> Self {
+        let desc = 0x1_0000 * slot;
+        let layout = Layout {
+            size,
+            desc,
+            avail: desc + 0x8000,
+            used: desc + 0xa000,
+            event_idx,
+        };
+        Driver::over(map, layout)
+    }
+
+    fn over(map: Arc<MemoryMap>, layout: Layout) -> Self {
         Driver {
             map,
             layout,
@@ -53,17 +75,44 @@ impl Driver {
         }
     }
 
+    /// Whether the device asked to be told of the last `n` chains that were offered.
+    pub fn kick_wanted(&self, n: u16) -> bool {
+        fence(Ordering::SeqCst);
+        if self.layout.event_idx {
+            let behind = self.avail_idx.wrapping_sub(self.avail_event());
+            behind.wrapping_sub(1) < n
+        } else {
+            let flags: u16 = self
+                .memory()
+                .read_obj(GuestAddress(self.layout.used))
+                .unwrap();
+            flags & 1 == 0
+        }
+    }
+
+    /// Asks for an interrupt with the next used entry; whether there is one already.
+    pub fn ask_interrupt(&self) -> bool {
+        self.set_avail_flags(0);
+        self.set_used_event(self.used_seen);
+        fence(Ordering::SeqCst);
+        self.used_idx() != self.used_seen
+    }
+
     /// As after so many chains that came and went.
     pub fn at(size: u16, event_idx: bool, idx: u16) -> Self {
         let mut driver = Driver::new(size, event_idx);
-        driver.set_avail_idx(idx);
+        driver.start_at(idx);
         driver
-            .memory()
-            .write_obj(idx, GuestAddress(driver.layout.used + 2))
+    }
+
+    /// Sets both indices.
+    pub fn start_at(&mut self, idx: u16) {
+        self.set_avail_idx(idx);
+        self.memory()
+            .write_obj(idx, GuestAddress(self.layout.used + 2))
             .unwrap();
-        driver.avail_idx = idx;
-        driver.used_seen = idx;
-        driver
+        self.avail_idx = idx;
+        self.used_seen = idx;
     }
 
     /// Offers readable buffers of these lengths as the chain `head`, direct or indirect.

@@ -3,8 +3,8 @@
 //!
 //! A [`MemoryMap`] is made once from the frontend's memory table and then only read. Translation is
 //! a scan over the regions: a machine has two or three. A [`Window`] is a stretch that was
-//! translated once and is used many times, such as a ring; each access is checked against its
-//! length.
+//! translated once and is used many times, such as a ring, a [`View`] one that is used at once; each
+//! access is checked against its length.
 //!
 //! A region whose file is made shorter after it was mapped raises SIGBUS on access. The file is
 //! checked when the map is made; a frontend that shrinks it later can end the process, as it can
@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -101,6 +102,17 @@ impl MemoryMap {
             // The cast cannot truncate: the mapping exists, so its length fits usize.
             let host = unsafe { region.host.add(offset as usize) };
             Some((host, region.len - offset))
+        })
+    }
+
+    /// The `len` octets at `addr`, if they lie inside one region.
+    pub fn view(&self, addr: u64, len: usize) -> Option<View<'_>> {
+        let (host, room) = self.locate(addr)?;
+        let fits = u64::try_from(len).is_ok_and(|len| len <= room);
+        fits.then_some(View {
+            host,
+            len,
+            _map: PhantomData,
         })
     }
 
@@ -198,20 +210,63 @@ impl PieceList {
         overflow: &mut [u8],
         fill: impl FnOnce(&mut PiecesMut<'_>) -> R,
     ) -> R {
-        let count = self.iov.len();
+        /// Takes the last piece off again, even when `fill` panics: it is not one of the map's.
+        struct Borrowed<'a>(&'a mut Vec<libc::iovec>);
+        impl Drop for Borrowed<'_> {
+            fn drop(&mut self) {
+                self.0.pop();
+            }
+        }
         self.iov.push(libc::iovec {
             iov_base: overflow.as_mut_ptr().cast(),
             iov_len: overflow.len(),
         });
+        let pieces = Borrowed(&mut self.iov);
         // SAFETY: as for `room`; `overflow` is borrowed exclusively until after the call, and its
         // piece is taken off again before anything else can use the list.
-        let result = fill(&mut unsafe { PiecesMut::new(&self.iov) });
-        self.iov.truncate(count);
-        result
+        fill(&mut unsafe { PiecesMut::new(pieces.0) })
     }
 }
 
-/// A stretch of guest memory inside one region, translated once.
+/// A stretch of guest memory inside one region, looked at for a moment.
+///
+/// # Invariants
+/// `host` points to `len` octets that are mapped for `'m`.
+#[derive(Clone, Copy)]
+pub struct View<'m> {
+    host: NonNull<u8>,
+    len: usize,
+    _map: PhantomData<&'m MemoryMap>,
+}
+
+impl fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl View<'_> {
+    fn at(&self, offset: usize, size: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(size)?;
+        if end > self.len {
+            return None;
+        }
+        // SAFETY: offset + size <= len (just checked), all of it mapped by the invariant.
+        Some(unsafe { self.host.add(offset) })
+    }
+
+    /// Reads `N` octets that the guest may be changing.
+    pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let host = self.at(offset, N)?;
+        // SAFETY: N octets are mapped there; an array of octets has no alignment and no invalid
+        // values, and a volatile read makes no reference to memory that the guest may change.
+        Some(unsafe { host.cast::<[u8; N]>().as_ptr().read_volatile() })
+    }
+}
+
+/// A stretch of guest memory inside one region, translated once and kept.
 ///
 /// # Invariants
 /// `host` points to `len` octets of a region of `map`.
@@ -237,14 +292,22 @@ impl Window {
     /// The window of `len` octets at guest address `addr`. `None` when it is not inside one region
     /// or not aligned to `align` in host memory.
     pub fn new(map: &Arc<MemoryMap>, addr: u64, len: usize, align: usize) -> Option<Window> {
-        let (host, room) = map.locate(addr)?;
-        let fits = u64::try_from(len).is_ok_and(|len| len <= room);
+        let View { host, len, .. } = map.view(addr, len)?;
         let aligned = host.as_ptr().addr().is_multiple_of(align);
-        (fits && aligned).then(|| Window {
+        aligned.then(|| Window {
             host,
             len,
             map: map.clone(),
         })
+    }
+
+    /// All of the window.
+    pub fn view(&self) -> View<'_> {
+        View {
+            host: self.host,
+            len: self.len,
+            _map: PhantomData,
+        }
     }
 
     /// The map this is a window of.
@@ -252,17 +315,8 @@ impl Window {
         &self.map
     }
 
-    fn at(&self, offset: usize, size: usize) -> Option<NonNull<u8>> {
-        let end = offset.checked_add(size)?;
-        if end > self.len {
-            return None;
-        }
-        // SAFETY: offset + size <= len (just checked), all of it mapped by the invariant.
-        Some(unsafe { self.host.add(offset) })
-    }
-
     fn atomic_u16(&self, offset: usize) -> Option<&AtomicU16> {
-        let host = self.at(offset, 2)?;
+        let host = self.view().at(offset, 2)?;
         if !host.as_ptr().addr().is_multiple_of(2) {
             return None;
         }
@@ -285,18 +339,11 @@ impl Window {
         }
     }
 
-    /// Reads `N` octets that the guest may be changing.
-    pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let host = self.at(offset, N)?;
-        // SAFETY: N octets are mapped there; an array of octets has no alignment and no invalid
-        // values, and a volatile read makes no reference to memory that the guest may change.
-        Some(unsafe { host.cast::<[u8; N]>().as_ptr().read_volatile() })
-    }
-
     /// Writes `N` octets.
     pub fn write<const N: usize>(&self, offset: usize, value: [u8; N]) {
-        if let Some(host) = self.at(offset, N) {
-            // SAFETY: as for `read`; the mapping is writable.
+        if let Some(host) = self.view().at(offset, N) {
+            // SAFETY: N octets are mapped there and may be written; an array of octets has no
+            // alignment, and a volatile write makes no reference to memory that the guest sees.
             unsafe { host.cast::<[u8; N]>().as_ptr().write_volatile(value) }
         }
     }
@@ -340,6 +387,21 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_of_ours_goes_even_when_its_user_panics() {
+        let mut pieces = PieceList::new(map());
+        assert!(pieces.gather(0, 4));
+        let mut overflow = [0; 4];
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pieces.room_and(&mut overflow, |room| {
+                assert_eq!(room.len(), 8);
+                std::panic::resume_unwind(Box::new(()));
+            })
+        }));
+        assert!(panicked.is_err());
+        assert_eq!((pieces.count(), pieces.packet().len()), (1, 4));
+    }
+
+    #[test]
     fn windows_are_checked() {
         let map = map();
         assert!(Window::new(&map, 0xff0, 0x20, 1).is_none());
@@ -348,11 +410,11 @@ mod tests {
         let window = Window::new(&map, 0x4ffc, 4, 4).unwrap();
         window.store_u16(2, 0x1234, Ordering::Release);
         assert_eq!(window.load_u16(2, Ordering::Acquire), 0x1234);
-        assert_eq!(window.read::<2>(2), Some([0x34, 0x12]));
-        assert_eq!(window.read::<2>(3), None);
-        assert_eq!(window.read::<2>(usize::MAX), None);
+        assert_eq!(window.view().read::<2>(2), Some([0x34, 0x12]));
+        assert_eq!(window.view().read::<2>(3), None);
+        assert_eq!(window.view().read::<2>(usize::MAX), None);
         window.store_u16(4, 1, Ordering::Release);
         window.write(3, [1, 2]);
-        assert_eq!(window.read::<4>(0), Some([0, 0, 0x34, 0x12]));
+        assert_eq!(window.view().read::<4>(0), Some([0, 0, 0x34, 0x12]));
     }
 }

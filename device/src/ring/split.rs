@@ -39,9 +39,10 @@ const IDX: usize = 2;
 const ENTRIES: usize = 4;
 /// Size of an entry of the used ring: id and length.
 const USED_ENTRY: usize = 8;
-/// Most pieces of one chain: half of what one system call takes, so that a receive queue can hold a
-/// whole chain beside a packet that was not large enough for it.
-const MAX_CHAIN_PIECES: usize = MAX_PIECES / 2;
+/// Most descriptors, and most pieces, of one chain: half of what one system call takes, so that a
+/// receive queue can hold a whole chain beside those that were not large enough for a packet. It is
+/// also what a chain can cost us.
+const MAX_CHAIN: u16 = (MAX_PIECES / 2) as u16;
 /// The largest queue size (2.7).
 pub const MAX_SIZE: u16 = 32768;
 
@@ -234,39 +235,43 @@ impl SplitRing {
 
     /// Follows a chain (2.7.5). `None` when it breaks the rules: a loop, an index outside the
     /// table, a buffer outside guest memory, a writable descriptor before a readable one, an
-    /// indirect table that is nested, empty, of odd size or larger than the ring, more pieces than
-    /// [`MAX_CHAIN_PIECES`]. Pieces of the other direction are passed over.
+    /// indirect table that is nested, empty or of odd size, more descriptors or pieces than
+    /// [`MAX_CHAIN`]. Pieces of the other direction are passed over.
+    ///
+    /// An indirect table may be larger than the ring: no driver should make such (2.7.5.3.1), but
+    /// Linux does where the ring is small, and QEMU and vhost take them.
     fn walk(&self, head: u16, want: Direction, pieces: &mut PieceList) -> Option<usize> {
         let before = pieces.count();
-        let mut indirect: Option<Window> = None;
-        let mut entries = self.size;
+        let mut table = self.desc.view();
+        let mut entries = u32::from(self.size);
+        let mut nested = false;
         let mut index = head;
-        let mut budget = self.size;
+        // More descriptors than the table has means a loop.
+        let mut budget = self.size.min(MAX_CHAIN);
         let mut seen_writable = false;
         let mut total = 0usize;
         loop {
-            // No legal chain has more descriptors than the ring (2.7.5.3.1): more is a loop.
             budget = budget.checked_sub(1)?;
-            if index >= entries {
+            if u32::from(index) >= entries {
                 return None;
             }
-            let table = indirect.as_ref().unwrap_or(&self.desc);
             let raw = u128::from_le_bytes(table.read(usize::from(index) * DESC_SIZE)?);
             // Fields of struct virtq_desc, by their place in the 16 octets.
             let (addr, len) = (raw as u64, (raw >> 64) as u32);
             let (flags, next) = ((raw >> 96) as u16, (raw >> 112) as u16);
             if flags & DESC_F_INDIRECT != 0 {
-                let n = len as usize / DESC_SIZE;
-                if indirect.is_some()
+                let size = len as usize;
+                if nested
                     || flags & DESC_F_NEXT != 0
-                    || n == 0
-                    || !(len as usize).is_multiple_of(DESC_SIZE)
-                    || n > usize::from(self.size)
+                    || size == 0
+                    || !size.is_multiple_of(DESC_SIZE)
                 {
                     return None;
                 }
-                indirect = Some(Window::new(self.desc.map(), addr, len as usize, 1)?);
-                entries = n as u16;
+                table = self.desc.map().view(addr, size)?;
+                entries = len / DESC_SIZE as u32;
+                nested = true;
+                budget = MAX_CHAIN;
                 index = 0;
                 continue;
             }
@@ -277,7 +282,7 @@ impl SplitRing {
             seen_writable = writable;
             if writable == (want == Direction::Writable) {
                 total = total.checked_add(len as usize)?;
-                if !pieces.gather(addr, len) || pieces.count() - before > MAX_CHAIN_PIECES {
+                if !pieces.gather(addr, len) || pieces.count() - before > usize::from(MAX_CHAIN) {
                     return None;
                 }
             }

@@ -16,6 +16,7 @@ use crate::ring::pieces::{Pieces, PiecesMut};
 pub mod loopback;
 mod spec;
 pub mod tap;
+pub mod user;
 
 pub use spec::{BadUplinkSpec, OnCarrier, OpenOptions, UplinkError, UplinkSpec, open};
 
@@ -68,6 +69,10 @@ pub trait UplinkQueue: Send + Debug {
 
     /// Sends one packet. Never blocks.
     fn send(&mut self, packet: Pieces<'_>) -> Sent;
+
+    /// Sends on its way what was gathered. The worker calls this at the end of each turn, whether
+    /// it sent in it or not; until then a sent packet may wait in the queue.
+    fn flush(&mut self) {}
 
     /// Receives one packet. Never blocks. The worker always gives [`MAX_PACKET`] octets of room,
     /// its own memory behind the guest's if need be; a packet that fills less room than that to

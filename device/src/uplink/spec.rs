@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::Uplink;
 use super::loopback::Loopback;
 use super::tap::{BadInterfaceName, InterfaceName, Tap, TapError};
+use super::user::{User, UserError};
 
 /// An uplink by kind and name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,19 @@ pub enum UplinkSpec {
     Loopback,
     /// The host's tap interface of this name.
     Tap(InterfaceName),
+    /// A user-mode network, played by passt.
+    User,
+}
+
+impl UplinkSpec {
+    /// The MTU that serves this uplink best. passt takes plain frames only, with nothing left to
+    /// segment: its throughput comes from large ones.
+    pub fn default_mtu(&self) -> u16 {
+        match self {
+            UplinkSpec::User => super::user::MAX_MTU,
+            UplinkSpec::Loopback | UplinkSpec::Tap(_) => 1500,
+        }
+    }
 }
 
 impl fmt::Display for UplinkSpec {
@@ -24,6 +38,7 @@ impl fmt::Display for UplinkSpec {
         match self {
             UplinkSpec::Loopback => f.write_str("loopback"),
             UplinkSpec::Tap(name) => write!(f, "tap:{name}"),
+            UplinkSpec::User => f.write_str("user"),
         }
     }
 }
@@ -42,7 +57,7 @@ impl fmt::Display for BadUplinkSpec {
         match self {
             BadUplinkSpec::UnknownKind(text) => write!(
                 f,
-                "there is no uplink '{}'; known are loopback, tap:NAME",
+                "there is no uplink '{}'; known are loopback, tap:NAME and user",
                 text.escape_debug()
             ),
             BadUplinkSpec::TapName(e) => e.fmt(f),
@@ -62,6 +77,7 @@ impl FromStr for UplinkSpec {
         };
         match (kind, rest) {
             ("loopback", None) => Ok(UplinkSpec::Loopback),
+            ("user", None) => Ok(UplinkSpec::User),
             ("tap", name) => name
                 .unwrap_or_default()
                 .parse()
@@ -92,12 +108,15 @@ pub type OnCarrier = Arc<dyn Fn(bool) + Send + Sync>;
 pub enum UplinkError {
     /// The tap.
     Tap(TapError),
+    /// The user-mode network.
+    User(UserError),
 }
 
 impl fmt::Display for UplinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             UplinkError::Tap(e) => e.fmt(f),
+            UplinkError::User(e) => e.fmt(f),
         }
     }
 }
@@ -106,6 +125,7 @@ impl std::error::Error for UplinkError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             UplinkError::Tap(e) => e.source(),
+            UplinkError::User(e) => e.source(),
         }
     }
 }
@@ -122,5 +142,44 @@ pub fn open(
         UplinkSpec::Tap(name) => Tap::open(name, options.queue_pairs, on_carrier)
             .map(|tap| Box::new(tap) as Box<dyn Uplink>)
             .map_err(UplinkError::Tap),
+        UplinkSpec::User => User::open(options, on_carrier)
+            .map(|user| Box::new(user) as Box<dyn Uplink>)
+            .map_err(UplinkError::User),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_are_read_and_written_alike() {
+        for text in ["loopback", "tap:fer0", "user"] {
+            assert_eq!(text.parse::<UplinkSpec>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_uplink_is_refused_with_what_is_one() {
+        for text in [
+            "",
+            "tun:x",
+            "Loopback",
+            "loopback:1",
+            "user:",
+            "switch",
+            "x\n",
+        ] {
+            let error = text.parse::<UplinkSpec>().unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.ends_with("known are loopback, tap:NAME and user"),
+                "{text}"
+            );
+        }
+        for text in ["tap", "tap:", "tap:a/b"] {
+            let error = text.parse::<UplinkSpec>().unwrap_err();
+            assert!(matches!(error, BadUplinkSpec::TapName(_)), "{error}");
+        }
     }
 }

@@ -168,6 +168,18 @@ pub fn udp(from: u16, to: u16, payload: &[u8], finished: bool) -> Vec<u8> {
     with_checksum(frame(17, &l4), L4 + 6, finished)
 }
 
+/// Gives a finished frame other addresses, and the checksums that go with them.
+pub fn readdress(frame: &mut Vec<u8>, from: [u8; 4], to: [u8; 4]) {
+    frame[IP + 12..IP + 16].copy_from_slice(&from);
+    frame[IP + 16..IP + 20].copy_from_slice(&to);
+    frame[IP + 10..IP + 12].copy_from_slice(&[0, 0]);
+    let check = !fold(sum(&frame[IP..L4]));
+    frame[IP + 10..IP + 12].copy_from_slice(&check.to_be_bytes());
+    let at = L4 + if frame[IP + 9] == 17 { 6 } else { 16 };
+    frame[at..at + 2].copy_from_slice(&[0, 0]);
+    *frame = with_checksum(std::mem::take(frame), at, true);
+}
+
 /// A TCP segment from guest to host.
 pub fn tcp(from: u16, to: u16, seq: u32, ack: u32, flags: u8, options: &[u8]) -> Vec<u8> {
     let mut l4 = [from.to_be_bytes(), to.to_be_bytes()].concat();

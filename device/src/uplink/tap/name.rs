@@ -45,7 +45,9 @@ impl FromStr for InterfaceName {
     fn from_str(text: &str) -> Result<Self, BadInterfaceName> {
         let bad = |why: String| Err(BadInterfaceName(why));
         if text.is_empty() {
-            return bad("the interface's name is missing; write for example tap:fer0".into());
+            return bad(
+                "the interface's name is missing; write tap:NAME, for example tap:fer0".into(),
+            );
         }
         if text.len() > MAX_LEN {
             return bad(format!(

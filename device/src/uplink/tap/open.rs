@@ -56,9 +56,15 @@ fn index_of(name: &InterfaceName) -> Result<Option<u32>, TapErrorKind> {
     }
 }
 
-/// Who has the tap, as far as `/proc` shows it to us.
+/// Who has the tap, as far as `/proc` shows it to us. Another network namespace may have a tap of
+/// the same name, so only processes of ours count, and our own.
 fn holder_of(name: &InterfaceName) -> Option<String> {
     let line = format!("iff:\t{name}");
+    let here = fs::read_link("/proc/thread-self/ns/net").ok()?;
+    let ourselves = std::process::id().to_string();
+    let near = |pid: &str| {
+        pid == ourselves || fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|n| n == here)
+    };
     let holds = |pid: &str| {
         let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
             return false;
@@ -73,7 +79,7 @@ fn holder_of(name: &InterfaceName) -> Option<String> {
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()))
-        .find(|pid| holds(pid))?;
+        .find(|pid| near(pid) && holds(pid))?;
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("{pid} ({})", comm.trim_end()))
 }

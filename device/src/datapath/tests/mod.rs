@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Tests of the data path between a driver (`guest`) and an uplink (`cable`) that are made for it.
+//!
+//! Most run without threads: `rig` takes the workers' turns on the test's thread, as long as a
+//! worker would not sleep, so that a lost wake-up is a test that fails and not one that hangs.
+
+mod cable;
+mod control;
+mod guest;
+mod interrupts;
+mod program;
+mod receive;
+mod restart;
+mod rig;
+mod threads;
+mod transmit;

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The guest kernel: Debian's source, `allnoconfig` and the fragments in `qemu/kernel/`.
+//!
+//! Source and build tree are always shown to the compilers at the same two paths,
+//! whatever the cache directory is called. So a build tree can be moved, and modules
+//! can be built against it later under the same paths.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::tools::KERNEL_SOURCE_PACKAGE;
+use crate::cache::{Cache, Key, Leftover};
+use crate::host::run_logged;
+use crate::progress::Step;
+use crate::sandbox::tool::ToolRoot;
+
+/// Where the compilers see the source.
+const SOURCE_AT: &str = "/build/source";
+/// Where the compilers see the build tree.
+const BUILD_AT: &str = "/build/kernel";
+
+/// A piece of kernel configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Fragment {
+    /// Its file name in `qemu/kernel/`.
+    pub name: &'static str,
+    text: &'static str,
+}
+
+/// The kernel of the demo, the tests and the benchmarks.
+pub const BASE: Fragment = Fragment {
+    name: "base.config",
+    text: include_str!("../../kernel/base.config"),
+};
+
+/// A kernel to boot.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// The bzImage.
+    pub image: PathBuf,
+    /// The directory that becomes the guest's `/lib/modules`.
+    pub modules: PathBuf,
+}
+
+impl Kernel {
+    /// A kernel that the user built: a bzImage, and the directory given to `INSTALL_MOD_PATH`.
+    pub fn of_user(image: &Path, modules: &Path) -> Result<Self> {
+        let lib_modules = modules.join("lib/modules");
+        let modules = if lib_modules.is_dir() {
+            lib_modules
+        } else {
+            modules.to_owned()
+        };
+        if !image.is_file() {
+            bail!("there is no kernel image {}", image.display());
+        }
+        if !modules.is_dir() {
+            bail!(
+                "there is no directory of kernel modules {}",
+                modules.display()
+            );
+        }
+        Ok(Kernel {
+            image: image.canonicalize()?,
+            modules: modules.canonicalize()?,
+        })
+    }
+}
+
+/// Returns the kernel made of these fragments, built if it is not there.
+pub fn kernel(cache: &Cache, tools: &ToolRoot, fragments: &[Fragment]) -> Result<Kernel> {
+    let source = source(cache, tools)?;
+    let mut key = Key::new("kernel").with("1").with_artefact(cache, &source);
+    for fragment in fragments {
+        key = key.with(fragment.text);
+    }
+    let dir = cache.artefact(key, Leftover::Resume, |part| {
+        cache.need_space(2000, "the guest kernel")?;
+        let names: Vec<_> = fragments.iter().map(|f| f.name).collect();
+        let step = Step::start(format!(
+            "building the guest kernel ({}; 5 to 10 min on two cores)",
+            names.join(" + ")
+        ));
+        build(tools, &source, part, fragments)?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(Kernel {
+        image: dir.join("bzImage"),
+        modules: dir.join("build/install/lib/modules"),
+    })
+}
+
+/// The unpacked kernel source.
+fn source(cache: &Cache, tools: &ToolRoot) -> Result<PathBuf> {
+    let archive = format!("usr/src/{KERNEL_SOURCE_PACKAGE}.tar.xz");
+    let key = Key::new("source")
+        .with("1")
+        .with_artefact(cache, tools.path());
+    let dir = cache.artefact(key, Leftover::Discard, |part| {
+        cache.need_space(2500, "the kernel's source")?;
+        let step = Step::start("unpacking the kernel's source");
+        let mut tar = tools.command("tar");
+        tar.arg("-xf")
+            .arg(tools.path().join(&archive))
+            .arg("-C")
+            .arg(part);
+        run_logged(&mut tar, &part.join("log"))?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(dir.join(KERNEL_SOURCE_PACKAGE))
+}
+
+fn build(tools: &ToolRoot, source: &Path, part: &Path, fragments: &[Fragment]) -> Result<()> {
+    let tree = part.join("build");
+    fs::create_dir_all(&tree).with_context(|| format!("cannot create {}", tree.display()))?;
+    let text: String = fragments.iter().map(|f| f.text).collect();
+    fs::write(tree.join("fragments.config"), &text)
+        .context("cannot write the kernel's configuration")?;
+    let log = part.join("log");
+    let make = |arguments: &[&str]| {
+        let mut command = tools.command_with(
+            &[(source, Path::new(SOURCE_AT)), (&tree, Path::new(BUILD_AT))],
+            "make",
+        );
+        command
+            .args(["-C", SOURCE_AT, "ARCH=x86_64"])
+            .arg(format!("O={BUILD_AT}"));
+        // The same kernel whoever builds it, so that a measurement can be repeated elsewhere.
+        command.args(["KBUILD_BUILD_USER=lab", "KBUILD_BUILD_HOST=ferronic"]);
+        command.args(arguments);
+        run_logged(&mut command, &log).context("cannot build the guest kernel")
+    };
+    make(&[
+        &format!("KCONFIG_ALLCONFIG={BUILD_AT}/fragments.config"),
+        "allnoconfig",
+    ])?;
+    check_config(&text, &tree.join(".config"))?;
+    let jobs = std::thread::available_parallelism().map_or(2, usize::from);
+    make(&[&format!("-j{jobs}"), "bzImage", "modules"])?;
+    make(&[
+        &format!("INSTALL_MOD_PATH={BUILD_AT}/install"),
+        "modules_install",
+    ])?;
+    fs::copy(tree.join("arch/x86/boot/bzImage"), part.join("bzImage"))
+        .context("the kernel build made no bzImage")?;
+    Ok(())
+}
+
+/// Fails when a line of the fragments did not make it into the configuration: Kconfig drops what it
+/// does not know, and what depends on something that is off, without a word.
+fn check_config(wanted: &str, config: &Path) -> Result<()> {
+    let got =
+        fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
+    let got: std::collections::HashSet<&str> = got.lines().collect();
+    let is_set = |line: &&str| {
+        got.contains(line)
+            || line.strip_suffix("=n").is_some_and(|name| {
+                !got.iter().any(|l| {
+                    l.strip_prefix(name)
+                        .is_some_and(|rest| rest.starts_with('='))
+                })
+            })
+    };
+    let missing: Vec<&str> = wanted
+        .lines()
+        .filter(|l| l.starts_with("CONFIG_"))
+        .filter(|l| !is_set(l))
+        .collect();
+    if !missing.is_empty() {
+        bail!(
+            "the kernel's configuration has not taken up {}: look in qemu/kernel/ for what they depend on",
+            missing.join(", ")
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The cache directory and the artefacts in it.
+//!
+//! An artefact is a directory `NAME-<hash of what goes into it>`. It is built as
+//! `NAME-<hash>.part` under a file lock and renamed when it is whole, so neither
+//! an interrupted build nor a second lab at work ever shows half of one. What a
+//! directory of that name holds never changes afterwards.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest, Sha256};
+
+use crate::progress::{Step, say};
+
+/// The environment variable that names the cache directory.
+pub const CACHE_ENV: &str = "FERRONIC_CACHE";
+/// How many directories of logs are kept.
+const KEEP_LOGS: usize = 10;
+
+/// The cache directory.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+/// What an artefact is called and what goes into it.
+#[derive(Debug)]
+pub struct Key {
+    name: String,
+    hash: Sha256,
+}
+
+impl Key {
+    /// A key for artefacts called `name`.
+    pub fn new(name: &str) -> Self {
+        Key {
+            name: name.to_owned(),
+            hash: Sha256::new(),
+        }
+    }
+
+    /// Adds an input; its length goes in too, so that inputs cannot run into each other.
+    pub fn with(mut self, input: impl AsRef<[u8]>) -> Self {
+        let input = input.as_ref();
+        self.hash.update((input.len() as u64).to_le_bytes());
+        self.hash.update(input);
+        self
+    }
+
+    /// Adds another artefact as an input: by name, so that the cache directory can be moved.
+    pub fn with_artefact(self, cache: &Cache, path: &Path) -> Self {
+        let name = path.strip_prefix(cache.root()).unwrap_or(path);
+        self.with(name.as_os_str().as_encoded_bytes())
+    }
+
+    /// `NAME-<12 hex digits>`.
+    fn dir_name(self) -> String {
+        let digest = self.hash.finalize();
+        let hex = base16ct::lower::encode_string(&digest);
+        format!("{}-{}", self.name, hex.get(..12).unwrap_or(&hex))
+    }
+}
+
+/// What to do with what an interrupted build left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leftover {
+    /// Start over.
+    Discard,
+    /// Go on from there: the builder copes (`make`).
+    Resume,
+}
+
+impl Cache {
+    /// Finds the cache directory and creates it.
+    pub fn open() -> Result<Self> {
+        let set = |name: &str| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
+        let root = set(CACHE_ENV)
+            .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("ferronic")))
+            .or_else(|| set("HOME").map(|d| d.join(".cache/ferronic")))
+            .with_context(|| format!("no place for the cache: set {CACHE_ENV} or HOME"))?;
+        fs::create_dir_all(&root).with_context(|| {
+            format!(
+                "cannot create the cache directory {} (set {CACHE_ENV} to name another)",
+                root.display()
+            )
+        })?;
+        let root = root.canonicalize()?;
+        // The tools see the host's file system except for these, which are theirs.
+        if ["/usr", "/etc", "/boot"]
+            .iter()
+            .any(|top| root.starts_with(top))
+        {
+            bail!(
+                "the cache cannot be in {}: set {CACHE_ENV} to a directory outside /usr, /etc and /boot",
+                root.display()
+            );
+        }
+        Ok(Cache { root })
+    }
+
+    /// The cache directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A new directory for the logs of one run; old ones are removed.
+    pub fn new_log_dir(&self, verb: &str) -> Result<PathBuf> {
+        let logs = self.root.join("logs");
+        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        let mut old: Vec<_> = fs::read_dir(&logs)?
+            .filter_map(|e| e.ok().map(|e| e.path()))
+            .collect();
+        old.sort();
+        for dir in old.iter().rev().skip(KEEP_LOGS - 1) {
+            // Another lab may be removing it too.
+            let _ = fs::remove_dir_all(dir);
+        }
+        let seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let dir = logs.join(format!("{seconds}-{verb}-{}", std::process::id()));
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// Returns the artefact's directory, made by `build` in a `.part` directory if it is not there.
+    pub fn artefact(
+        &self,
+        key: Key,
+        leftover: Leftover,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let name = key.dir_name();
+        let whole = self.root.join(&name);
+        if whole.is_dir() {
+            return Ok(whole);
+        }
+        let _lock = self.lock(&name)?;
+        if whole.is_dir() {
+            return Ok(whole);
+        }
+        let part = self.root.join(format!("{name}.part"));
+        if leftover == Leftover::Discard && part.exists() {
+            remove_tree(&part)?;
+        }
+        fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
+        build(&part)?;
+        fs::rename(&part, &whole)
+            .with_context(|| format!("cannot rename {} to {}", part.display(), whole.display()))?;
+        Ok(whole)
+    }
+
+    /// Waits for the lock called `name`; it is released when the file is dropped.
+    pub fn lock(&self, name: &str) -> Result<File> {
+        let path = self.root.join(format!("{name}.lock"));
+        let file =
+            File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(e) => return Err(e).with_context(|| format!("cannot lock {}", path.display())),
+        }
+        let step = Step::start(format!("waiting for another lab that makes {name}"));
+        flock(&file, FlockOperation::LockExclusive)
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+        step.done();
+        Ok(file)
+    }
+
+    /// Fails when fewer than `mib` MiB are free.
+    pub fn need_space(&self, mib: u64, what: &str) -> Result<()> {
+        let stat = rustix::fs::statvfs(&self.root).with_context(|| {
+            format!(
+                "cannot ask how much space is free in {}",
+                self.root.display()
+            )
+        })?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
+        if free < mib {
+            bail!(
+                "{what} needs {mib} MiB in {}, but only {free} MiB are free: make room, \
+                 or set {CACHE_ENV} to a directory on a larger disk",
+                self.root.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes the whole cache.
+    pub fn clean(&self) -> Result<()> {
+        let step = Step::start(format!("removing {}", self.root.display()));
+        remove_tree(&self.root)?;
+        step.done();
+        say(format!("{} is gone", self.root.display()));
+        Ok(())
+    }
+}
+
+fn remove_tree(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Everything a command needs, made ready.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail};
+
+use crate::accel::{self, Accel};
+use crate::artefacts::kernel::{self, Kernel};
+use crate::artefacts::{guest, tools};
+use crate::cache::Cache;
+use crate::cli::Options;
+use crate::progress::Step;
+use crate::sandbox::net::Run;
+use crate::sandbox::tool::ToolRoot;
+
+/// What is made once and kept.
+#[derive(Debug)]
+pub struct Parts {
+    cache: Cache,
+    tools: ToolRoot,
+    kernel: Kernel,
+    image: PathBuf,
+}
+
+/// The lab, inside its namespaces.
+#[derive(Debug)]
+pub struct Lab {
+    /// The cache directory.
+    pub cache: Cache,
+    /// The programs of the host's side.
+    pub tools: ToolRoot,
+    /// The guest kernel.
+    pub kernel: Kernel,
+    /// The guest's root file system.
+    pub image: PathBuf,
+    /// The program `ferronic`.
+    pub ferronic: PathBuf,
+    /// What guests run on.
+    pub accel: Accel,
+    /// Where this run's files go.
+    pub run: Run,
+    qemu: Option<PathBuf>,
+    names: AtomicU32,
+}
+
+/// Makes what is missing. Done outside of the run's namespaces, where the network is.
+pub fn prepare(options: &Options) -> Result<Parts> {
+    let cache = Cache::open()?;
+    let tools = tools::tools(&cache)?;
+    let kernel = match (&options.kernel, &options.modules) {
+        (Some(image), Some(modules)) => Kernel::of_user(image, modules)?,
+        _ => kernel::kernel(&cache, &tools, &[kernel::BASE])?,
+    };
+    let image = guest::image(&cache, &tools, &kernel)?;
+    Ok(Parts {
+        cache,
+        tools,
+        kernel,
+        image,
+    })
+}
+
+/// Builds the NIC.
+pub fn build_ferronic() -> Result<()> {
+    let step = Step::start("building ferronic (release)");
+    let output = Command::new(cargo())
+        .args(["build", "--release", "--package", "ferronic"])
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!(
+            "cargo build failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    step.done();
+    Ok(())
+}
+
+/// The cargo that runs the lab, or the one in PATH.
+pub fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// The repository.
+pub fn workspace() -> &'static Path {
+    let lab = Path::new(env!("CARGO_MANIFEST_DIR"));
+    lab.parent().unwrap_or(lab)
+}
+
+/// A program of this workspace, built for release as the lab itself is.
+fn beside_lab(name: &str) -> Result<PathBuf> {
+    let lab = std::env::current_exe().context("cannot find the lab's own program file")?;
+    Ok(lab.with_file_name(name))
+}
+
+impl Parts {
+    /// The cache directory.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Goes on inside the run's namespaces.
+    pub fn into_lab(self, options: &Options, run: Run) -> Result<Lab> {
+        if let Some(qemu) = &options.qemu
+            && !qemu.is_file()
+        {
+            bail!("there is no QEMU {}", qemu.display());
+        }
+        let Parts {
+            cache,
+            tools,
+            kernel,
+            image,
+        } = self;
+        let qemu = options.qemu.clone();
+        let ferronic = beside_lab("ferronic")?;
+        let accel = Accel::Tcg;
+        let mut lab = Lab {
+            cache,
+            tools,
+            kernel,
+            image,
+            ferronic,
+            accel,
+            run,
+            qemu,
+            names: AtomicU32::new(0),
+        };
+        lab.accel = accel::choose(&lab, options.accel)?;
+        Ok(lab)
+    }
+}
+
+impl Lab {
+    /// A name that nothing else in this run has.
+    pub fn unique(&self, name: &str) -> String {
+        format!("{}-{name}", self.names.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A command that runs QEMU.
+    pub fn qemu(&self) -> Command {
+        match &self.qemu {
+            Some(path) => Command::new(path),
+            None => self.tools.command("qemu-system-x86_64"),
+        }
+    }
+
+    /// QEMU's command line for a user's terminal.
+    pub fn qemu_command_line(&self, arguments: &[String]) -> String {
+        let program = match &self.qemu {
+            Some(path) => path.display().to_string(),
+            None => "cargo lab exec qemu-system-x86_64".to_owned(),
+        };
+        format!("{program} {}", quote(arguments))
+    }
+
+    /// Runs a tool that must succeed, and returns its standard output.
+    pub fn tool(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = self
+            .tools
+            .command(program)
+            .args(arguments)
+            .output()
+            .with_context(|| format!("cannot run {program}"))?;
+        if !output.status.success() {
+            bail!(
+                "`{program} {}` ended with {}:\n{}",
+                arguments.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// Joins arguments so that a shell takes them apart again.
+pub fn quote<S: AsRef<str>>(arguments: &[S]) -> String {
+    shlex::try_join(arguments.iter().map(AsRef::as_ref))
+        .unwrap_or_else(|_| "(an argument holds a NUL)".into())
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Packets get through, both ways, whole.
+
+use anyhow::{Result, ensure};
+
+use super::{BOTH, DEVICE_TAP, NETDEV_TAP, Scenario};
+use crate::backend::Uplink;
+use crate::far_end::BytesServer;
+use crate::machine::nic::Attach;
+use crate::net::{HOST_IP, HOST_IP6};
+use crate::test::Form;
+use crate::test::bed::{Bed, Setup};
+use crate::traffic::{Client, Direction};
+
+const USER: Setup = Setup::new(Attach::Netdev, Uplink::User);
+const LOOPBACK: Setup = Setup::new(Attach::Netdev, Uplink::Loopback);
+const ALL: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, USER, LOOPBACK];
+
+pub const TABLE: &[Scenario] = &[
+    Scenario::new("ping", BOTH, ping),
+    Scenario::new("contents", BOTH, contents),
+    Scenario::new("tcp", ALL, tcp),
+    Scenario::new("udp", ALL, udp),
+];
+
+fn ping(bed: &mut Bed, form: Form) -> Result<()> {
+    let count = form.pick(5, 50);
+    for address in [HOST_IP, HOST_IP6] {
+        for size in [0, 1, 18, 56, 1000, 1452] {
+            bed.guest().sh(&format!(
+                "ping -q -c {count} -i 0.01 -w 20 -s {size} {address}"
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+/// Every byte of TCP streams and of datagrams of all sizes.
+fn contents(bed: &mut Bed, form: Form) -> Result<()> {
+    let server = BytesServer::start(bed.lab, HOST_IP)?;
+    let bytes = form.pick(16, 256) << 20;
+    let limit = std::time::Duration::from_secs(form.pick(60, 600));
+    for (verb, amount) in [
+        ("send", bytes),
+        ("fetch", bytes),
+        ("echo", form.pick(300, 5000)),
+    ] {
+        bed.guest().sh_within(&server.client(verb, amount), limit)?;
+    }
+    Ok(())
+}
+
+fn tcp(bed: &mut Bed, form: Form) -> Result<()> {
+    for direction in [Direction::GuestToHost, Direction::HostToGuest] {
+        let transfer =
+            Client::new(&bed.cable.server, direction, form.pick(2, 20)).run(bed.guest())?;
+        ensure!(
+            transfer.gbps > 0.05,
+            "{direction:?}: only {:.3} Gb/s",
+            transfer.gbps
+        );
+    }
+    Ok(())
+}
+
+fn udp(bed: &mut Bed, form: Form) -> Result<()> {
+    for direction in [Direction::GuestToHost, Direction::HostToGuest] {
+        let client = Client::new(&bed.cable.server, direction, form.pick(2, 20))
+            .with("--udp --bitrate 20M --length 1400");
+        let transfer = client.run(bed.guest())?;
+        ensure!(
+            transfer.gbps > 0.015,
+            "{direction:?}: only {:.4} of 0.02 Gb/s",
+            transfer.gbps
+        );
+        ensure!(
+            transfer.lost_percent < 2.0,
+            "{direction:?}: {:.1} % of the datagrams are lost",
+            transfer.lost_percent
+        );
+    }
+    Ok(())
+}

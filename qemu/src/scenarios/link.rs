@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The cable is pulled and put back.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{BOTH, DEVICE_TAP, Scenario};
+use crate::cable::{INTERFACE, wait_carrier};
+use crate::carrier::Watch;
+use crate::test::Form;
+use crate::test::bed::Bed;
+use crate::traffic::{Client, Direction, Transfer};
+
+pub const TABLE: &[Scenario] = &[
+    Scenario::new("link_toggles", BOTH, toggles),
+    Scenario::new(
+        "link_down_survives_reset",
+        &[DEVICE_TAP],
+        down_survives_reset,
+    )
+    .discard(),
+];
+
+/// How long traffic may take to flow again: TCP waits longer and longer for a peer that is silent.
+const RESUME: Duration = Duration::from_secs(5);
+
+/// Many times in a row, under traffic: the carrier follows each time, and traffic resumes after each.
+fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
+    let rounds = form.pick(10, 50);
+    let guest = bed.guest();
+    let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600);
+    let traffic = guest.spawn(&client.command())?;
+    let watch = Watch::start(guest, INTERFACE)?;
+    let result = (1..=rounds).try_for_each(|round| {
+        let one = || -> Result<()> {
+            let down = watch.time(false, || bed.backend.set_link(false))?;
+            let up = watch.time(true, || bed.backend.set_link(true))?;
+            log::info!(
+                "carrier down after {:.1} ms, up after {:.1} ms",
+                down.ms,
+                up.ms
+            );
+            flows(bed)
+        };
+        one().with_context(|| format!("round {round} of {rounds}"))
+    });
+    drop(watch);
+    let ended = traffic.poll()?;
+    traffic.kill()?;
+    if let Some(output) = ended {
+        Transfer::parse(&output.stdout).context("the traffic ended early")?;
+    }
+    result
+}
+
+/// Checks that the traffic which is under way moves.
+fn flows(bed: &Bed) -> Result<()> {
+    let sent = || -> Result<u64> {
+        let path = format!("/sys/class/net/{INTERFACE}/statistics/tx_bytes");
+        bed.guest()
+            .sh(&format!("cat {path}"))?
+            .trim()
+            .parse()
+            .context("tx_bytes is no number")
+    };
+    let before = sent()?;
+    let deadline = std::time::Instant::now() + RESUME;
+    // More than what probes and neighbour discovery send.
+    while sent()? < before + 1_000_000 {
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "traffic has not resumed within {} s",
+            RESUME.as_secs()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// A cable that is out stays out while the guest boots.
+fn down_survives_reset(bed: &mut Bed, _: Form) -> Result<()> {
+    bed.backend.set_link(false)?;
+    wait_carrier(bed.guest(), false)?;
+    bed.machine.reset()?;
+    bed.guest().sh(&format!("ip link set {INTERFACE} up"))?;
+    std::thread::sleep(Duration::from_millis(300));
+    wait_carrier(bed.guest(), false)?;
+    bed.backend.set_link(true)?;
+    bed.lay_cable()
+}

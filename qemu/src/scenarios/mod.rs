@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The tests in guests: plain functions on a [`Bed`], in tables, one file a subject.
+
+mod basics;
+mod filters;
+mod link;
+mod survival;
+mod variants;
+
+use anyhow::Result;
+
+use crate::backend::Uplink;
+use crate::machine::nic::Attach;
+use crate::test::Form;
+use crate::test::bed::{Bed, Setup};
+
+/// A test.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// What it runs on: once on each.
+    pub setups: &'static [Setup],
+    /// When it runs.
+    pub runs: Runs,
+    /// What becomes of the bed.
+    pub after: After,
+    /// The test itself.
+    pub run: fn(&mut Bed, Form) -> Result<()>,
+}
+
+impl Scenario {
+    const fn new(
+        name: &'static str,
+        setups: &'static [Setup],
+        run: fn(&mut Bed, Form) -> Result<()>,
+    ) -> Self {
+        Scenario {
+            name,
+            setups,
+            runs: Runs::Always,
+            after: After::Keep,
+            run,
+        }
+    }
+
+    /// Only with `--full`.
+    const fn full_only(mut self) -> Self {
+        self.runs = Runs::FullOnly;
+        self
+    }
+
+    /// Leaves a bed that others should not use.
+    const fn discard(mut self) -> Self {
+        self.after = After::Discard;
+        self
+    }
+}
+
+/// When a scenario runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// Always.
+    Always,
+    /// With `--full`.
+    FullOnly,
+}
+
+/// What becomes of the bed after a scenario that passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Others use it.
+    Keep,
+    /// It is thrown away.
+    Discard,
+}
+
+/// A scenario on one of its setups.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// The setup.
+    pub setup: Setup,
+}
+
+impl Case {
+    /// Its name: `setup::scenario`.
+    pub fn name(&self) -> String {
+        format!("{}::{}", self.setup, self.scenario.name)
+    }
+}
+
+/// The NIC in the netdev attachment, on a tap.
+const NETDEV_TAP: Setup = Setup::new(Attach::Netdev, Uplink::Tap);
+/// The NIC in the device attachment, on a tap.
+const DEVICE_TAP: Setup = Setup::new(Attach::Device, Uplink::Tap);
+/// The NIC on a tap in both attachments.
+const BOTH: &[Setup] = &[NETDEV_TAP, DEVICE_TAP];
+
+/// All cases, those with the same setup one after another, those that spoil the bed at the end.
+pub fn cases() -> Vec<Case> {
+    let tables = [
+        basics::TABLE,
+        filters::TABLE,
+        link::TABLE,
+        survival::TABLE,
+        variants::TABLE,
+    ];
+    let scenarios: Vec<Scenario> = tables.concat();
+    let mut setups: Vec<Setup> = Vec::new();
+    for setup in scenarios.iter().flat_map(|s| s.setups) {
+        if !setups.contains(setup) {
+            setups.push(*setup);
+        }
+    }
+    let mut cases = Vec::new();
+    for setup in setups {
+        for after in [After::Keep, After::Discard] {
+            let fits = |s: &&Scenario| s.after == after && s.setups.contains(&setup);
+            cases.extend(scenarios.iter().filter(fits).map(|s| Case {
+                scenario: *s,
+                setup,
+            }));
+        }
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let names: Vec<_> = cases().iter().map(Case::name).collect();
+        let set: HashSet<_> = names.iter().collect();
+        assert_eq!(set.len(), names.len());
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What the NIC lives through: resets, reboots, new drivers, a new QEMU, its own death.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{BOTH, NETDEV_TAP, Scenario};
+use crate::cable::{INTERFACE, wait_carrier};
+use crate::net::HOST_IP;
+use crate::test::Form;
+use crate::test::bed::Bed;
+use crate::traffic::{Client, Direction};
+
+pub const TABLE: &[Scenario] = &[
+    Scenario::new("kill_backend", &[NETDEV_TAP], kill_backend),
+    Scenario::new("rebind_driver", BOTH, rebind_driver),
+    Scenario::new("reload_driver", BOTH, reload_driver),
+    Scenario::new("idle_is_idle", BOTH, idle_is_idle),
+    Scenario::new("guest_reboot", BOTH, guest_reboot),
+    Scenario::new("machine_reset_under_traffic", BOTH, reset_under_traffic),
+    Scenario::new("kill_qemu", BOTH, kill_qemu),
+];
+
+/// kill -9 under traffic, and a new backend: traffic resumes, and nobody touches the guest.
+fn kill_backend(bed: &mut Bed, form: Form) -> Result<()> {
+    for direction in [Direction::GuestToHost, Direction::HostToGuest] {
+        let rounds = form.pick(2, 5);
+        let client = Client::new(&bed.cable.server, direction, 3600);
+        let traffic = bed.guest().spawn(&client.command())?;
+        let result = (1..=rounds).try_for_each(|round| {
+            std::thread::sleep(Duration::from_millis(700));
+            bed.backend.kill()?;
+            std::thread::sleep(Duration::from_millis(300));
+            bed.backend.start_again()?;
+            moves(bed, direction)
+                .with_context(|| format!("{direction:?}, round {round} of {rounds}"))
+        });
+        traffic.kill()?;
+        result?;
+    }
+    works(bed)
+}
+
+/// Waits until the traffic under way has moved a good deal.
+fn moves(bed: &Bed, direction: Direction) -> Result<()> {
+    let file = match direction {
+        Direction::GuestToHost => "tx_bytes",
+        Direction::HostToGuest => "rx_bytes",
+    };
+    let count = || -> Result<u64> {
+        bed.guest()
+            .sh(&format!("cat /sys/class/net/{INTERFACE}/statistics/{file}"))?
+            .trim()
+            .parse()
+            .with_context(|| format!("{file} is no number"))
+    };
+    let before = count()?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while count()? < before + 10_000_000 {
+        if Instant::now() > deadline {
+            bail!("traffic has not resumed within 10 s of the backend's restart");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Traffic both ways.
+fn works(bed: &Bed) -> Result<()> {
+    wait_carrier(bed.guest(), true)?;
+    bed.guest()
+        .sh(&format!("ping -q -c 3 -i 0.05 -w 10 {HOST_IP}"))?;
+    for direction in [Direction::GuestToHost, Direction::HostToGuest] {
+        let transfer = Client::new(&bed.cable.server, direction, 1).run(bed.guest())?;
+        ensure!(
+            transfer.gbps > 0.02,
+            "{direction:?}: only {:.3} Gb/s",
+            transfer.gbps
+        );
+    }
+    Ok(())
+}
+
+fn rebind_driver(bed: &mut Bed, form: Form) -> Result<()> {
+    for _ in 0..form.pick(2, 10) {
+        bed.guest().sh(
+            "cd /sys/bus/virtio/drivers/virtio_net && device=$(basename $(readlink -f /sys/class/net/eth0/device)) && \
+             echo $device > unbind && echo $device > bind",
+        )?;
+        bed.lay_cable()?;
+    }
+    works(bed)
+}
+
+/// All the way down: the PCI device itself is let go.
+fn reload_driver(bed: &mut Bed, form: Form) -> Result<()> {
+    for _ in 0..form.pick(2, 10) {
+        bed.guest().sh(
+            "modprobe -r virtio_net virtio_pci && modprobe virtio_pci && modprobe virtio_net",
+        )?;
+        bed.lay_cable()?;
+    }
+    works(bed)
+}
+
+/// Without traffic the backend does not wake up, and it is small.
+fn idle_is_idle(bed: &mut Bed, form: Form) -> Result<()> {
+    // The interface is up but for IPv6, whose neighbour discovery would be traffic.
+    bed.guest().sh(&format!(
+        "sysctl -q -w net.ipv6.conf.{INTERFACE}.disable_ipv6=1"
+    ))?;
+    std::thread::sleep(Duration::from_secs(1));
+    let seconds = form.pick(3, 20);
+    let quiet = (0..3).any(|_| {
+        let before = wakeups(bed.backend.pid());
+        std::thread::sleep(Duration::from_secs(seconds));
+        let after = wakeups(bed.backend.pid());
+        log::info!("wake-ups: {before:?} to {after:?}");
+        before.is_ok() && before.ok() == after.ok()
+    });
+    bed.guest().sh(&format!(
+        "sysctl -q -w net.ipv6.conf.{INTERFACE}.disable_ipv6=0"
+    ))?;
+    bed.lay_cable()?;
+    ensure!(
+        quiet,
+        "the backend woke up in each of three idle spells of {seconds} s"
+    );
+
+    let status = fs::read_to_string(format!("/proc/{}/status", bed.backend.pid()))?;
+    let kib = status
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("RssAnon:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
+        .context("the kernel does not tell how much memory the backend has")?;
+    ensure!(
+        kib < 20 * 1024,
+        "the backend has {kib} KiB of memory of its own"
+    );
+    Ok(())
+}
+
+/// How often the threads of a process have gone to sleep.
+fn wakeups(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        sum += status
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("voluntary_ctxt_switches:")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
+            .context("no voluntary_ctxt_switches")?;
+    }
+    Ok(sum)
+}
+
+fn guest_reboot(bed: &mut Bed, _: Form) -> Result<()> {
+    // The answer to the command is lost with the guest, so it comes a moment later.
+    bed.guest()
+        .sh("(sleep 0.3; echo b > /proc/sysrq-trigger) > /dev/null 2>&1 &")?;
+    bed.machine.wait_reset()?;
+    bed.lay_cable()?;
+    works(bed)
+}
+
+fn reset_under_traffic(bed: &mut Bed, form: Form) -> Result<()> {
+    for _ in 0..form.pick(1, 5) {
+        let client = Client::new(&bed.cable.server, Direction::HostToGuest, 60);
+        bed.guest().spawn(&client.command())?;
+        std::thread::sleep(Duration::from_millis(700));
+        bed.machine.reset()?;
+        bed.lay_cable()?;
+    }
+    works(bed)
+}
+
+/// A frontend that is killed in the middle of traffic, and another in its place.
+fn kill_qemu(bed: &mut Bed, form: Form) -> Result<()> {
+    for _ in 0..form.pick(1, 5) {
+        let client = Client::new(&bed.cable.server, Direction::GuestToHost, 60);
+        bed.guest().spawn(&client.command())?;
+        std::thread::sleep(Duration::from_millis(700));
+        bed.replace_machine()?;
+    }
+    works(bed)
+}

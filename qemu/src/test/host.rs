@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The repository's own tests, by `cargo test`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use super::Counts;
+use crate::lab;
+
+/// Runs them, shows what cargo says, and adds up its summary lines.
+pub fn run(filter: Option<&str>) -> Result<Counts> {
+    let mut command = Command::new(lab::cargo());
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(filter);
+    command
+        .current_dir(lab::workspace())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot run cargo test")?;
+    let mut counts = Counts::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line.context("cannot read what cargo test prints")?;
+            println!("{line}");
+            counts.add(summary(&line).unwrap_or_default());
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    if !status.success() && counts.failed == 0 {
+        // Something did not build, or a test ended the whole process.
+        counts.failed = 1;
+    }
+    Ok(counts)
+}
+
+/// Reads `test result: ok. 3 passed; 0 failed; ...`.
+fn summary(line: &str) -> Option<Counts> {
+    let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut counts = Counts::default();
+    for part in rest.split("; ") {
+        match part.split_once(' ') {
+            Some((n, "passed")) => counts.passed = n.parse().ok()?,
+            Some((n, "failed")) => counts.failed = n.parse().ok()?,
+            _ => {}
+        }
+    }
+    Some(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_lines_are_read_and_others_are_not() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        let counts = summary(line).unwrap();
+        assert_eq!((counts.passed, counts.failed), (12, 3));
+        assert!(summary("test ring::wraps ... ok").is_none());
+        assert!(summary("running 3 tests").is_none());
+    }
+}

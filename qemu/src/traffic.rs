@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! iperf3 between the guest and the far end of the cable.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::guest::Guest;
+use crate::lab::Lab;
+
+/// How much longer than asked for a transfer may take.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Which way the data go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the guest to the far end.
+    GuestToHost,
+    /// From the far end to the guest.
+    HostToGuest,
+}
+
+/// An iperf3 server on the host's side. It ends when dropped.
+#[derive(Debug)]
+pub struct Server {
+    process: Child,
+}
+
+impl Server {
+    /// Starts a server on all addresses of the run's network namespace.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let mut process = lab
+            .tools
+            .command("iperf3")
+            .args(["--server", "--forceflush"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot run iperf3")?;
+        let stdout = process.stdout.take();
+        let server = Server { process };
+        let Some(stdout) = stdout else {
+            bail!("iperf3's output is lost");
+        };
+        let mut lines = BufReader::new(stdout).lines();
+        if !lines
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.contains("listening"))
+        {
+            bail!("iperf3 does not listen: is its port taken?");
+        }
+        // It goes on talking; an unread pipe would stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Fails only if it has ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What a transfer came to.
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    /// What the receiver got.
+    pub gbps: f64,
+    /// Segments that TCP sent again; 0 for UDP.
+    pub retransmits: u64,
+    /// Datagrams that were lost, in percent; 0 for TCP.
+    pub lost_percent: f64,
+    /// What was moved in each interval, in bits per second.
+    pub intervals: Vec<f64>,
+}
+
+/// An iperf3 client in the guest.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The server's address as the guest sees it.
+    pub server: String,
+    /// Which way.
+    pub direction: Direction,
+    /// For how long.
+    pub seconds: u32,
+    /// More options of iperf3.
+    pub options: String,
+}
+
+impl Client {
+    /// A TCP transfer.
+    pub fn new(server: &str, direction: Direction, seconds: u32) -> Self {
+        Client {
+            server: server.to_owned(),
+            direction,
+            seconds,
+            options: String::new(),
+        }
+    }
+
+    /// The same with more options.
+    pub fn with(mut self, options: &str) -> Self {
+        self.options = options.to_owned();
+        self
+    }
+
+    /// The command in the guest.
+    pub fn command(&self) -> String {
+        let reverse = if self.direction == Direction::HostToGuest {
+            " --reverse"
+        } else {
+            ""
+        };
+        // A lost control connection would otherwise be waited for until TCP gives up.
+        format!(
+            "iperf3 --json --connect-timeout 5000 --client {} --time {} {}{reverse}",
+            self.server, self.seconds, self.options
+        )
+    }
+
+    /// How long it may take.
+    pub fn limit(&self) -> Duration {
+        Duration::from_secs(self.seconds.into()) + GRACE
+    }
+
+    /// Runs it to its end.
+    pub fn run(&self, guest: &Guest) -> Result<Transfer> {
+        let output = guest.try_sh(&self.command(), self.limit())?;
+        Transfer::parse(&output.stdout).with_context(|| {
+            format!(
+                "in the guest, `{}` failed: {}",
+                self.command(),
+                output.stderr
+            )
+        })
+    }
+}
+
+impl Transfer {
+    /// Reads iperf3's JSON.
+    pub fn parse(text: &str) -> Result<Self> {
+        let report: Value = serde_json::from_str(text)
+            .with_context(|| format!("iperf3 printed no JSON: {text}"))?;
+        if let Some(error) = report.get("error").and_then(Value::as_str) {
+            bail!("iperf3: {error}");
+        }
+        let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64);
+        let bits = number("/end/sum_received/bits_per_second")
+            .context("iperf3's report has no sum of what was received")?;
+        let intervals = report
+            .get("intervals")
+            .and_then(Value::as_array)
+            .map(|list| {
+                list.iter()
+                    .filter_map(|i| i.pointer("/sum/bits_per_second")?.as_f64())
+                    .collect()
+            })
+            .unwrap_or_default();
+        Ok(Transfer {
+            gbps: bits / 1e9,
+            retransmits: report
+                .pointer("/end/sum_sent/retransmits")
+                .and_then(Value::as_u64)
+                .unwrap_or(0),
+            lost_percent: number("/end/sum/lost_percent").unwrap_or(0.0),
+            intervals,
+        })
+    }
+}
