@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -15,7 +14,7 @@ use crate::datapath::Dataplane;
 use crate::nic::{Attachment, FrontendInfo, Nic};
 
 use super::backend::Backend;
-use super::endpoint::{Endpoint, Incoming, send};
+use super::endpoint::{Endpoint, Incoming, hung_up, send};
 use super::host::RingHost;
 use super::relay::{Frame, Relay};
 
@@ -107,11 +106,7 @@ impl Connection {
 
     /// Whether the frontend has closed, be it that some of what it said is not read yet.
     pub fn is_gone(&self) -> bool {
-        let flags = PollFlags::RDHUP;
-        let mut fds = [PollFd::from_borrowed_fd(self.frontend.as_fd(), flags)];
-        let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
-        let now = Timespec::default();
-        matches!(poll(&mut fds, Some(&now)), Ok(1..)) && fds[0].revents().intersects(gone)
+        hung_up(&self.frontend)
     }
 
     /// What to watch, each with whether for input and for output: both sockets, and what tells that
@@ -127,8 +122,8 @@ impl Connection {
         ]
     }
 
-    /// Passes on what has come, both ways. `hung_up` says that a side has closed.
-    pub fn pump(&mut self, hung_up: bool) -> io::Result<Status> {
+    /// Passes on what has come, both ways. `closed` says that a side has closed.
+    pub fn pump(&mut self, closed: bool) -> io::Result<Status> {
         let known = self.relay.attachment();
         let status = self.pass_on()?;
         if known != self.relay.attachment() {
@@ -139,7 +134,7 @@ impl Connection {
         // A side that has closed and is not read because the other takes no more would be reported
         // over and over, and what it has said last is of no use.
         let stuck = !self.daemon_end.has_room() || !self.frontend.has_room();
-        if hung_up && stuck {
+        if closed && stuck {
             return Ok(Status::Closed);
         }
         self.tell_config_change();

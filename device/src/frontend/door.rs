@@ -22,6 +22,8 @@ use rustix::net::{RecvFlags, recv};
 
 use crate::socket::{Access, Bound, bind};
 
+use super::endpoint::hung_up;
+
 /// Most visitors; the one that came first makes room for another.
 const MAX_VISITORS: usize = 8;
 
@@ -152,6 +154,11 @@ impl Door {
             return None;
         }
         let at = self.visitors.iter().position(|v| v.as_raw_fd() == fd)?;
+        if hung_up(self.visitors.get(at)?) {
+            // Even if it has spoken: there is nobody to answer, and others may wait.
+            self.leaving.push(self.visitors.remove(at).into());
+            return None;
+        }
         match recv(
             self.visitors.get(at)?,
             &mut [0; 1],
@@ -167,11 +174,8 @@ impl Door {
                 }
                 Some(stream)
             }
-            Err(Errno::AGAIN | Errno::INTR) => None,
-            Ok(_) | Err(_) => {
-                self.leaving.push(self.visitors.remove(at).into());
-                None
-            }
+            // Closed between the two calls, or nothing there: looked at again when it is reported.
+            Ok(_) | Err(_) => None,
         }
     }
 
