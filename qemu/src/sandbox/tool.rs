@@ -101,7 +101,7 @@ impl ToolRoot {
         for (from, to) in binds {
             words.extend(["--bind".as_ref(), from.as_os_str(), to.as_os_str()]);
         }
-        words.extend(["--".as_ref(), program.as_ref()]);
+        words.extend([OsStr::new("--"), OsStr::new(program)]);
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         let script = format!("#!/bin/sh\nexec {} \"$@\"\n", quote(&words));
         fs::write(path, script).with_context(|| format!("cannot write {}", path.display()))?;
