@@ -20,7 +20,8 @@ use ferronic::nic::features::{
 };
 use ferronic::nic::offload::Offloads;
 use ferronic::nic::{Nic, NicConfig};
-use ferronic::ring::memory::{MemoryMap, PieceList};
+use ferronic::ring::memory::MemoryMap;
+use ferronic::ring::piece_list::PieceList;
 use ferronic::ring::pieces::{Pieces, PiecesMut};
 use ferronic::ring::split::{Direction, Layout, SplitRing};
 use ferronic::uplink::{Negotiated, Received, Sent, Uplink, UplinkQueue};

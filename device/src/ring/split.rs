@@ -18,7 +18,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::memory::{MemoryMap, PieceList, Window};
+use super::memory::{MemoryMap, Window};
+use super::piece_list::PieceList;
 use super::pieces::MAX_PIECES;
 
 /// Size of a descriptor (2.7.5).
