@@ -96,12 +96,12 @@ impl ToolRoot {
     ) -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let exe = std::env::current_exe().context("cannot find the lab's own program file")?;
-        let mut words = vec![exe.as_os_str(), SUBCOMMAND.as_ref(), "--root".as_ref()];
-        words.push(self.root.as_os_str());
+        let mut words = vec![exe.as_path(), Path::new(SUBCOMMAND), Path::new("--root")];
+        words.push(&self.root);
         for (from, to) in binds {
-            words.extend(["--bind".as_ref(), from.as_os_str(), to.as_os_str()]);
+            words.extend([Path::new("--bind"), from, to]);
         }
-        words.extend([OsStr::new("--"), OsStr::new(program)]);
+        words.extend([Path::new("--"), Path::new(program)]);
         let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         let script = format!("#!/bin/sh\nexec {} \"$@\"\n", quote(&words));
         fs::write(path, script).with_context(|| format!("cannot write {}", path.display()))?;
