@@ -144,6 +144,34 @@ fn an_interrupt_that_a_killed_backend_owed_is_raised_by_the_next() {
 }
 
 #[test]
+fn an_interrupt_that_is_owed_is_raised_also_when_the_call_comes_first() {
+    let device = Device::new(1);
+    let driver = Driver::new(2, 1);
+    let mut client = Client::connect(device.path());
+    client.ask_u64(GET_FEATURES);
+    client.send(SET_PROTOCOL_FEATURES, 1, &words(&[NETDEV]), &[]);
+    client.send(SET_FEATURES, 1, &words(&[1 << 32 | 1 << 30]), &[]);
+    client.share_memory(&driver.guest);
+    for round in 0..3 {
+        for ring in &driver.rings {
+            client.base(ring.index);
+            while signalled(&ring.call, Duration::ZERO) {}
+            let index = words(&[ring.index.into()]);
+            let size = state(ring.index, RING_SIZE.into());
+            client.send(SET_VRING_NUM, 1, &size, &[]);
+            client.set_addresses(ring);
+            client.send(SET_VRING_CALL, 1, &index, &[ring.call.as_fd()]);
+            client.send(SET_VRING_KICK, 1, &index, &[ring.kick.as_fd()]);
+            client.send(SET_VRING_ENABLE, 1, &state(ring.index, 1), &[]);
+        }
+        for ring in &driver.rings {
+            let index = ring.index;
+            assert!(signalled(&ring.call, PATIENCE), "round {round}, {index}");
+        }
+    }
+}
+
+#[test]
 fn the_second_pair_of_a_netdev_does_not_disturb_the_first() {
     let device = Device::new(2);
     let mut client = netdev(&device);
@@ -517,6 +545,7 @@ fn whoever_says_nothing_is_in_nobodys_way() {
     let mut late = Client::connect(device.path());
     drop(UnixStream::connect(device.path()).unwrap());
     thread::sleep(A_WHILE);
+    device.is_quiet();
     late.handshake(DEVICE);
     device.is_quiet();
 }

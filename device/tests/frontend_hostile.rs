@@ -303,6 +303,23 @@ fn a_driver_that_breaks_its_ring_gets_it_back_by_setting_it_up_again() {
 }
 
 #[test]
+fn a_panic_in_the_crates_thread_ends_just_that_connection() {
+    use std::sync::atomic::Ordering;
+    let device = Device::new(1);
+    for started in [false, true] {
+        let mut client = netdev(&device);
+        if started {
+            client.start_netdev(&Driver::new(2, 1), FEATURES);
+        }
+        // The uplink is told of features on that thread.
+        device.cable.trap.store(true, Ordering::Release);
+        client.send(SET_FEATURES, 1, &words(&[1 << 30 | 1 << 32]), &[]);
+        assert!(client.is_closed());
+        works(&device);
+    }
+}
+
+#[test]
 fn owning_twice() {
     refused(SET_OWNER, &[], &[]);
 }
@@ -440,7 +457,8 @@ fn a_frontend_that_never_reads_and_is_dropped_costs_nothing() {
     for count in (0..=800).step_by(20) {
         let client = Client::connect(device.path());
         let mut all = ask.repeat(count);
-        all.extend([0xff; 12]);
+        // The crate hangs up on this one.
+        all.extend(message(0, 1, &[]));
         client.stream.set_nonblocking(true).unwrap();
         let _ = (&client.stream).write_all(&all);
         device.is_quiet();

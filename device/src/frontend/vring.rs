@@ -104,10 +104,9 @@ impl NicVring {
                 .and_then(Option::as_ref)
                 .map(clone)
                 .transpose()?;
-            let raise = call.as_ref().map(clone).transpose()?;
-            Ok((kick, call, raise))
+            Ok((kick, call))
         });
-        let (kick, call, raise) = match fds {
+        let (kick, call) = match fds {
             Ok(fds) => fds,
             Err(e) => {
                 log::error!(
@@ -140,11 +139,6 @@ impl NicVring {
                 );
                 state.running = true;
                 host.note_started();
-                // What was used before us may not have been signalled: whoever served the ring may
-                // have been killed between the two. An eventfd refuses only when it is full.
-                if let Some(call) = raise {
-                    let _ = rustix::io::write(&call, &1u64.to_ne_bytes());
-                }
             }
             Err(e) => log::error!("virtqueue {} is not started: {e}", self.index),
         }

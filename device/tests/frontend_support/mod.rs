@@ -47,6 +47,8 @@ pub struct Cable {
     plugs: Vec<Arc<Plug>>,
     pub negotiated: Mutex<Vec<Negotiated>>,
     pub links: Mutex<Vec<bool>>,
+    /// The next negotiation panics.
+    pub trap: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -145,6 +147,10 @@ impl Uplink for NearEnd {
     }
 
     fn negotiate(&self, negotiated: Negotiated) -> io::Result<()> {
+        assert!(
+            !self.0.trap.swap(false, Ordering::AcqRel),
+            "as the test wants it"
+        );
         self.0.negotiated.lock().push(negotiated);
         Ok(())
     }
