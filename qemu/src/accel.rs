@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::lab::Lab;
 use crate::machine::nic::Nic;
-use crate::machine::{Machine, Spec};
+use crate::machine::{Driver, Machine, Spec};
 use crate::progress::{Step, say};
 
 /// How long a guest may take to boot on KVM. A second or two is usual.
@@ -80,12 +80,9 @@ pub fn choose(lab: &Lab, choice: Choice) -> Result<Accel> {
         _ => {}
     }
     let step = Step::start("trying to boot a guest on KVM");
-    let tried = Machine::boot_within(
-        lab,
-        &Spec::new("kvm-trial", Nic::None),
-        Accel::Kvm,
-        KVM_BOOT_LIMIT,
-    );
+    let mut spec = Spec::new("kvm-trial", Nic::None);
+    spec.driver = Driver::None;
+    let tried = Machine::boot_within(lab, &spec, Accel::Kvm, KVM_BOOT_LIMIT);
     step.done();
     let accel = match tried {
         Ok(_) => Accel::Kvm,

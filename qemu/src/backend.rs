@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The process `ferronic serve`, and the commands that steer it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -97,7 +97,13 @@ impl Backend {
             Uplink::Loopback => add("--uplink", "loopback".into()),
             Uplink::User => {
                 let passt = lab.run.dir.join("passt");
-                lab.tools.write_wrapper(&passt, "passt")?;
+                // passt tells the guest the host's name servers. In the run's namespace there is
+                // none but what a test starts there.
+                let resolver = lab.run.dir.join("resolv.conf");
+                fs::write(&resolver, "nameserver 127.0.0.1\n")
+                    .with_context(|| format!("cannot write {}", resolver.display()))?;
+                let binds = [(resolver.as_path(), Path::new("/etc/resolv.conf"))];
+                lab.tools.write_wrapper(&passt, &binds, "passt")?;
                 add("--uplink", "user".into());
                 add("--passt", passt.display().to_string());
             }

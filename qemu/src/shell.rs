@@ -2,6 +2,7 @@
 //! `cargo lab shell`: the guest's console in this terminal.
 
 use anyhow::Result;
+use rustix::termios::tcgetwinsize;
 
 use crate::backend::{Backend, Options, Uplink};
 use crate::lab::Lab;
@@ -48,6 +49,10 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
         Uplink::Loopback => spec
             .init
             .push(format!("ferronic.address={}/24", net::GUEST_IP)),
+    }
+    if let Ok(size) = tcgetwinsize(std::io::stdout()) {
+        spec.init
+            .push(format!("ferronic.tty={}x{}", size.ws_row, size.ws_col));
     }
     say(format!("the backend: {}", backend.command_line()));
     say(format!(

@@ -3,11 +3,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::cable::INTERFACE;
 use crate::guest::Guest;
 use crate::lab::Lab;
 
@@ -77,8 +78,6 @@ pub struct Transfer {
     pub retransmits: u64,
     /// Datagrams that were lost, in percent; 0 for TCP.
     pub lost_percent: f64,
-    /// What was moved in each interval, in bits per second.
-    pub intervals: Vec<f64>,
 }
 
 /// An iperf3 client in the guest.
@@ -143,6 +142,29 @@ impl Client {
     }
 }
 
+/// Waits until the traffic that is under way has moved this many bytes.
+pub fn wait_flow(guest: &Guest, direction: Direction, bytes: u64, limit: Duration) -> Result<()> {
+    let file = match direction {
+        Direction::GuestToHost => "tx_bytes",
+        Direction::HostToGuest => "rx_bytes",
+    };
+    let count = || -> Result<u64> {
+        let text = guest.sh(&format!("cat /sys/class/net/{INTERFACE}/statistics/{file}"))?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("{file} is no number: {text}"))
+    };
+    let before = count()?;
+    let deadline = Instant::now() + limit;
+    while count()? < before + bytes {
+        if Instant::now() > deadline {
+            bail!("traffic has not resumed within {} s", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 impl Transfer {
     /// Reads iperf3's JSON.
     pub fn parse(text: &str) -> Result<Self> {
@@ -154,15 +176,6 @@ impl Transfer {
         let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64);
         let bits = number("/end/sum_received/bits_per_second")
             .context("iperf3's report has no sum of what was received")?;
-        let intervals = report
-            .get("intervals")
-            .and_then(Value::as_array)
-            .map(|list| {
-                list.iter()
-                    .filter_map(|i| i.pointer("/sum/bits_per_second")?.as_f64())
-                    .collect()
-            })
-            .unwrap_or_default();
         Ok(Transfer {
             gbps: bits / 1e9,
             retransmits: report
@@ -170,7 +183,6 @@ impl Transfer {
                 .and_then(Value::as_u64)
                 .unwrap_or(0),
             lost_percent: number("/end/sum/lost_percent").unwrap_or(0.0),
-            intervals,
         })
     }
 }

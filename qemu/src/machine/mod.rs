@@ -147,14 +147,6 @@ impl Machine {
             .flatten()
     }
 
-    /// The id of QEMU's process.
-    pub fn pid(&self) -> u32 {
-        self.process
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .id()
-    }
-
     /// Resets the machine and waits for the guest to be up again.
     pub fn reset(&self) -> Result<()> {
         self.qmp(|q| q.execute(&commands::system_reset {}))?;

@@ -15,20 +15,12 @@ use super::wire::{Wire, WireError, answer};
 /// How long QEMU may take for an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// Something that QEMU said unasked.
-#[derive(Debug, Clone)]
-pub struct Event {
-    /// Its name, such as `SHUTDOWN`.
-    pub name: String,
-    /// What came with it.
-    pub data: Value,
-}
-
 /// A connection to QEMU's control socket.
 #[derive(Debug)]
 pub struct Qmp {
     wire: Wire,
-    events: VecDeque<Event>,
+    /// Names of the events that nobody has waited for yet.
+    events: VecDeque<String>,
 }
 
 impl Qmp {
@@ -71,31 +63,24 @@ impl Qmp {
     }
 
     /// Waits for an event of this name. Events of other names are dropped.
-    pub fn wait_event(&mut self, name: &str, limit: Duration) -> Result<Event> {
+    pub fn wait_event(&mut self, name: &str, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             let next = match self.events.pop_front() {
                 Some(event) => Some(event),
-                None => event(
-                    &self
-                        .wire
-                        .receive(deadline)
-                        .with_context(|| format!("QEMU sent no {name} event"))?,
-                ),
+                None => {
+                    let message = self.wire.receive(deadline);
+                    event(&message.with_context(|| format!("QEMU sent no {name} event"))?)
+                }
             };
-            if let Some(event) = next
-                && event.name == name
-            {
-                return Ok(event);
+            if next.is_some_and(|event| event == name) {
+                return Ok(());
             }
         }
     }
 }
 
-fn event(message: &Value) -> Option<Event> {
-    let name = message.get("event")?.as_str()?.to_owned();
-    Some(Event {
-        name,
-        data: message.get("data").cloned().unwrap_or(Value::Null),
-    })
+/// The event's name, if the message is an event.
+fn event(message: &Value) -> Option<String> {
+    Some(message.get("event")?.as_str()?.to_owned())
 }

@@ -96,11 +96,6 @@ impl Wire {
         }
     }
 
-    /// The socket's path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Sends a command.
     pub fn send<C: Command>(&mut self, command: &C) -> Result<(), WireError> {
         let mut line = serde_json::to_vec(&Execute::<&C>::from(command))

@@ -28,6 +28,7 @@ use rustix::process::{chdir, pivot_root};
 use rustix::thread::UnshareFlags;
 
 use super::users::unshare_as_root;
+use crate::lab::quote;
 
 /// The hidden subcommand that enters the tool root.
 pub const SUBCOMMAND: &str = "__tool";
@@ -49,7 +50,7 @@ pub struct ToolArgs {
     /// The tool root
     #[arg(long)]
     root: PathBuf,
-    /// Also show directory FROM as TO
+    /// Also show directory or file FROM as TO
     #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
     bind: Vec<PathBuf>,
     /// The program and its arguments
@@ -85,16 +86,24 @@ impl ToolRoot {
         command
     }
 
-    /// Writes an executable script to `path` that runs `program` of the tool root: for others who
-    /// want the name of a program, such as `ferronic --passt`.
-    pub fn write_wrapper(&self, path: &Path, program: &str) -> Result<()> {
+    /// Writes an executable script to `path` that runs `program` of the tool root, with files bound
+    /// to other paths: for others who want the name of a program, such as `ferronic --passt`.
+    pub fn write_wrapper(
+        &self,
+        path: &Path,
+        binds: &[(&Path, &Path)],
+        program: &str,
+    ) -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let exe = std::env::current_exe().context("cannot find the lab's own program file")?;
-        let script = format!(
-            "#!/bin/sh\nexec '{}' {SUBCOMMAND} --root '{}' -- {program} \"$@\"\n",
-            exe.display(),
-            self.root.display()
-        );
+        let mut words = vec![exe.as_path(), Path::new(SUBCOMMAND), Path::new("--root")];
+        words.push(&self.root);
+        for (from, to) in binds {
+            words.extend([Path::new("--bind"), from, to]);
+        }
+        words.extend([Path::new("--"), Path::new(program)]);
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        let script = format!("#!/bin/sh\nexec {} \"$@\"\n", quote(&words));
         fs::write(path, script).with_context(|| format!("cannot write {}", path.display()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("cannot make {} executable", path.display()))
@@ -160,7 +169,9 @@ fn enter(args: &ToolArgs) -> Result<()> {
     for pair in args.bind.chunks_exact(2) {
         let [from, to] = pair else { continue };
         let to = new.join(to.strip_prefix("/").unwrap_or(to));
-        fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
+        if from.is_dir() {
+            fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
+        }
         mount_bind(from, &to)
             .with_context(|| format!("cannot bind {} to {}", from.display(), to.display()))?;
     }

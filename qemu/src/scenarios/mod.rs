@@ -3,8 +3,10 @@
 
 mod basics;
 mod filters;
+mod itself;
 mod link;
 mod survival;
+mod user;
 mod variants;
 
 use anyhow::Result;
@@ -97,14 +99,20 @@ const NETDEV_TAP: Setup = Setup::new(Attach::Netdev, Uplink::Tap);
 const DEVICE_TAP: Setup = Setup::new(Attach::Device, Uplink::Tap);
 /// The NIC on a tap in both attachments.
 const BOTH: &[Setup] = &[NETDEV_TAP, DEVICE_TAP];
+/// The NIC on passt.
+const USER: Setup = Setup::new(Attach::Netdev, Uplink::User);
+/// The NIC with its transmitter plugged into its receiver.
+const LOOPBACK: Setup = Setup::new(Attach::Netdev, Uplink::Loopback);
 
 /// All cases, those with the same setup one after another, those that spoil the bed at the end.
 pub fn cases() -> Vec<Case> {
     let tables = [
+        itself::TABLE,
         basics::TABLE,
         filters::TABLE,
         link::TABLE,
         survival::TABLE,
+        user::TABLE,
         variants::TABLE,
     ];
     let scenarios: Vec<Scenario> = tables.concat();

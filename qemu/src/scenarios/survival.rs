@@ -2,16 +2,16 @@
 //! What the NIC lives through: resets, reboots, new drivers, a new QEMU, its own death.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{BOTH, NETDEV_TAP, Scenario};
 use crate::cable::{INTERFACE, wait_carrier};
 use crate::net::HOST_IP;
 use crate::test::Form;
 use crate::test::bed::Bed;
-use crate::traffic::{Client, Direction};
+use crate::traffic::{self, Client, Direction};
 
 pub const TABLE: &[Scenario] = &[
     Scenario::new("kill_backend", &[NETDEV_TAP], kill_backend),
@@ -23,48 +23,27 @@ pub const TABLE: &[Scenario] = &[
     Scenario::new("kill_qemu", BOTH, kill_qemu),
 ];
 
+/// How long traffic may take to flow again.
+const RESUME: Duration = Duration::from_secs(10);
+
 /// kill -9 under traffic, and a new backend: traffic resumes, and nobody touches the guest.
 fn kill_backend(bed: &mut Bed, form: Form) -> Result<()> {
     for direction in [Direction::GuestToHost, Direction::HostToGuest] {
         let rounds = form.pick(2, 5);
         let client = Client::new(&bed.cable.server, direction, 3600);
-        let traffic = bed.guest().spawn(&client.command())?;
+        let flow = bed.guest().spawn(&client.command())?;
         let result = (1..=rounds).try_for_each(|round| {
             std::thread::sleep(Duration::from_millis(700));
             bed.backend.kill()?;
             std::thread::sleep(Duration::from_millis(300));
             bed.backend.start_again()?;
-            moves(bed, direction)
+            traffic::wait_flow(bed.guest(), direction, 10_000_000, RESUME)
                 .with_context(|| format!("{direction:?}, round {round} of {rounds}"))
         });
-        traffic.kill()?;
+        flow.kill()?;
         result?;
     }
     works(bed)
-}
-
-/// Waits until the traffic under way has moved a good deal.
-fn moves(bed: &Bed, direction: Direction) -> Result<()> {
-    let file = match direction {
-        Direction::GuestToHost => "tx_bytes",
-        Direction::HostToGuest => "rx_bytes",
-    };
-    let count = || -> Result<u64> {
-        bed.guest()
-            .sh(&format!("cat /sys/class/net/{INTERFACE}/statistics/{file}"))?
-            .trim()
-            .parse()
-            .with_context(|| format!("{file} is no number"))
-    };
-    let before = count()?;
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while count()? < before + 10_000_000 {
-        if Instant::now() > deadline {
-            bail!("traffic has not resumed within 10 s of the backend's restart");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 /// Traffic both ways.

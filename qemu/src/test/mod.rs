@@ -109,9 +109,12 @@ pub fn conclude(mut counts: Counts, logs: &Path, inner: ExitStatus) -> bool {
     if !inner.success() && counts.failed == 0 {
         counts.failed = 1;
     }
+    if counts.passed + counts.failed == 0 {
+        println!("no test has such a name; `cargo lab test --list` lists those in guests");
+    }
     if counts.failed > 0 {
         println!("logs are in {}", logs.display());
     }
     println!("{} passed, {} failed", counts.passed, counts.failed);
-    counts.failed == 0
+    counts.failed == 0 && counts.passed > 0
 }
