@@ -6,22 +6,14 @@ mod frontend_support;
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use frontend_support::client::*;
-use frontend_support::guest::{Driver, HEADER, MEMORY, RING_SIZE, USER, event, frame};
-use frontend_support::{Device, eventually};
-
-fn netdev(device: &Device) -> Client {
-    let mut client = Client::connect(device.path());
-    client.handshake(NETDEV);
-    client
-}
+use frontend_support::guest::{Driver, HEADER, MEMORY, RING_SIZE, USER, event, frame, memfd};
+use frontend_support::{Device, eventually, netdev, works};
 
 /// One frontend misbehaves, before and after it has started rings; the next finds all in order.
 fn survives(misbehave: impl Fn(&mut Client)) {
@@ -35,21 +27,7 @@ fn survives(misbehave: impl Fn(&mut Client)) {
     works(&device);
 }
 
-/// A well-behaved frontend is served.
-fn works(device: &Device) {
-    let mut client = netdev(device);
-    let mut driver = Driver::new(2, 1);
-    client.start_netdev(&driver, FEATURES);
-    driver.send(0, &frame(7));
-    assert_eq!(device.cable.take(0)[HEADER..], frame(7));
-    driver.rings[1].wait();
-    device.cable.give(0, &frame(8));
-    assert_eq!(driver.receive(0), frame(8));
-    drop(client);
-    eventually("it is gone", || device.nic.frontend().is_none());
-}
-
-/// So many messages are refused that none of them may be forgotten: each ends the connection.
+/// The message ends the connection, and only that.
 fn refused(request: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) {
     let device = Device::new(1);
     for started in [false, true] {
@@ -146,12 +124,6 @@ fn rings_without_memory() {
         client.send(SET_VRING_CALL, 1, &words(&[0]), &[event().as_fd()]);
         client.send(SET_VRING_ENABLE, 1, &state(0, 1), &[]);
     });
-}
-
-fn memfd(size: u64) -> OwnedFd {
-    let memfd = memfd_create("hostile", MemfdFlags::CLOEXEC).unwrap();
-    ftruncate(&memfd, size).unwrap();
-    memfd
 }
 
 #[test]
@@ -465,69 +437,5 @@ fn a_frontend_that_never_reads_and_is_dropped_costs_nothing() {
         drop(client);
         eventually("it is gone", || device.nic.frontend().is_none());
     }
-    works(&device);
-}
-
-/// Words that mean something in one message or the other.
-fn word() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        0..4u64,
-        Just(0x100),
-        Just(1 << 32),
-        Just(1 << 32 | 1),
-        Just(0x1000),
-        Just(MEMORY),
-        Just(USER),
-        Just(USER + 0x1_0000),
-        Just(FEATURES),
-        Just(DEVICE),
-        Just(u64::MAX),
-        any::<u64>(),
-    ]
-}
-
-fn step() -> impl Strategy<Value = (u32, Vec<u64>, Vec<u8>, bool)> {
-    (
-        0..46u32,
-        prop::collection::vec(word(), 0..6),
-        prop::collection::vec(0..5u8, 0..3),
-        any::<bool>(),
-    )
-}
-
-#[test]
-fn whatever_is_said_the_next_frontend_is_served() {
-    let device = Device::new(1);
-    let config = ProptestConfig {
-        cases: 300,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    };
-    let mut runner = proptest::test_runner::TestRunner::new(config);
-    let steps = prop::collection::vec(step(), 1..20);
-    let run = |steps: Vec<(u32, Vec<u64>, Vec<u8>, bool)>| {
-        let mut client = netdev(&device);
-        let driver = Driver::new(2, 1);
-        client.start_netdev(&driver, FEATURES);
-        let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        let (socket, _other) = UnixStream::pair().unwrap();
-        let (event, memory) = (event(), memfd(MEMORY));
-        for (request, payload, fds, need_reply) in steps {
-            let fd = |kind| match kind {
-                0 | 1 => event.as_fd(),
-                2 => memory.as_fd(),
-                3 => socket.as_fd(),
-                _ => reader.as_fd(),
-            };
-            let fds: Vec<_> = fds.into_iter().map(fd).collect();
-            let flags = if need_reply { 9 } else { 1 };
-            client.send(request, flags, &words(&payload), &fds);
-        }
-        drop(client);
-        let mut next = Client::connect(device.path());
-        prop_assert!(next.ask(GET_FEATURES, &[]).is_some());
-        Ok(())
-    };
-    runner.run(&steps, run).unwrap();
     works(&device);
 }

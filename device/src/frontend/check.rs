@@ -62,7 +62,7 @@ impl fmt::Display for Refused {
                 write!(f, "its {message} for virtqueue {index} brings no eventfd")
             }
             Refused::NoSuchQueue { index, count } => {
-                let pairs = (count - 1) / 2;
+                let pairs = count.saturating_sub(1) / 2;
                 write!(
                     f,
                     "it uses virtqueue {index}, but this NIC has {count}: give the frontend no more \

@@ -59,6 +59,13 @@ pub struct Ring {
     pub base: u16,
 }
 
+/// A file that may be guest memory.
+pub fn memfd(size: u64) -> OwnedFd {
+    let memfd = memfd_create("hostile", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&memfd, size).unwrap();
+    memfd
+}
+
 pub fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
 }

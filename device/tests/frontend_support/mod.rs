@@ -294,3 +294,47 @@ impl Drop for Device {
         thread.join().unwrap();
     }
 }
+
+/// A frontend that is through the handshake of the netdev attachment.
+pub fn netdev(device: &Device) -> client::Client {
+    let mut client = client::Client::connect(device.path());
+    client.handshake(client::NETDEV);
+    client
+}
+
+/// A frontend that is through the handshake of the device attachment.
+pub fn device_attachment(device: &Device) -> client::Client {
+    let mut client = client::Client::connect(device.path());
+    client.handshake(client::DEVICE);
+    client
+}
+
+/// Packets pass both ways through every pair, each with its content and its interrupt.
+pub fn traffic(device: &Device, driver: &mut guest::Driver, pairs: usize, seed: usize) {
+    use guest::{HEADER, RING_SIZE, frame};
+    for n in seed..seed + 3 * usize::from(RING_SIZE) {
+        let pair = n % pairs;
+        driver.send(pair, &frame(n));
+        let sent = device.cable.take(pair);
+        assert_eq!(sent, [&[0; HEADER], &frame(n)[..]].concat());
+        driver.rings[2 * pair + 1].wait();
+        device.cable.give(pair, &frame(n + 1));
+        assert_eq!(driver.receive(pair), frame(n + 1));
+    }
+}
+
+/// A well-behaved frontend is served.
+pub fn works(device: &Device) {
+    use client::FEATURES;
+    use guest::{Driver, HEADER, frame};
+    let mut client = netdev(device);
+    let mut driver = Driver::new(2, 1);
+    client.start_netdev(&driver, FEATURES);
+    driver.send(0, &frame(7));
+    assert_eq!(device.cable.take(0)[HEADER..], frame(7));
+    driver.rings[1].wait();
+    device.cable.give(0, &frame(8));
+    assert_eq!(driver.receive(0), frame(8));
+    drop(client);
+    eventually("it is gone", || device.nic.frontend().is_none());
+}
