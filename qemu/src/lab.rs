@@ -106,6 +106,11 @@ impl Parts {
         &self.cache
     }
 
+    /// The programs of the host's side.
+    pub fn tools(&self) -> &ToolRoot {
+        &self.tools
+    }
+
     /// Goes on inside the run's namespaces.
     pub fn into_lab(self, options: &Options, run: Run) -> Result<Lab> {
         if let Some(qemu) = &options.qemu

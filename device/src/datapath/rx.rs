@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use crate::nic::counters::{DropReason, QueueCounters};
 use crate::nic::filter::Filter;
-use crate::ring::memory::{MemoryMap, PieceList};
+use crate::ring::memory::MemoryMap;
+use crate::ring::piece_list::PieceList;
 use crate::ring::pieces::MAX_PIECES;
 use crate::ring::split::{Direction, RingError, SplitRing};
 use crate::uplink::{Received, UplinkQueue};
@@ -75,9 +76,8 @@ pub(super) struct Receiver {
     pub interrupt: Interrupt,
     format: ReceiveFormat,
     taken: VecDeque<Taken>,
+    /// The pieces of all that is in `taken`.
     pieces: PieceList,
-    /// Octets in `taken`.
-    room: usize,
     held: Option<Held>,
 }
 
@@ -94,7 +94,6 @@ impl Receiver {
             interrupt,
             format,
             pieces: PieceList::new(map),
-            room: 0,
             held: None,
         }
     }
@@ -105,6 +104,12 @@ impl Receiver {
         // At most the queue size, which is a u16.
         self.ring.rewind(self.taken.len() as u16);
         self.ring.next_avail()
+    }
+
+    /// Chains that were taken ahead.
+    #[cfg(test)]
+    pub fn taken(&self) -> usize {
+        self.taken.len()
     }
 
     /// Gives up the packet that waits for more buffers, if there is one.
@@ -149,7 +154,7 @@ impl Receiver {
                     match self.receive(queue, filter, overflow) {
                         Received::Packet(len) => Held {
                             len,
-                            in_guest: self.room.min(len),
+                            in_guest: self.pieces.len().min(len),
                         },
                         Received::Dropped(reason) => {
                             counters.drops.add(reason);
@@ -195,12 +200,14 @@ impl Receiver {
         } else {
             1
         };
-        while self.room < want && self.taken.len() < most && self.pieces.count() <= PIECES_AHEAD {
+        while self.pieces.len() < want
+            && self.taken.len() < most
+            && self.pieces.count() <= PIECES_AHEAD
+        {
             let before = self.pieces.count();
             let Some(chain) = self.ring.pop(Direction::Writable, &mut self.pieces)? else {
                 break;
             };
-            self.room += chain.len.unwrap_or(0);
             let pieces = self.pieces.count() - before;
             self.taken.push_back(Taken {
                 head: chain.head,
@@ -219,7 +226,6 @@ impl Receiver {
             && front.len.unwrap_or(0) < self.format.header_len
         {
             counters.drops.add(DropReason::BadDescriptor);
-            self.room -= front.len.unwrap_or(0);
             self.pieces.remove_front(front.pieces);
             self.ring.push(front.head, 0);
             self.taken.pop_front();
@@ -255,14 +261,14 @@ impl Receiver {
     /// Makes room for a packet of `len` octets, if there was not enough.
     fn fit(&mut self, len: usize) -> Result<Fit, RingError> {
         loop {
-            if self.room >= len {
+            if self.pieces.len() >= len {
                 return Ok(Fit::Now);
             }
             if !self.format.mergeable {
                 return Ok(Fit::Never);
             }
             self.take_ahead(len)?;
-            if self.room >= len {
+            if self.pieces.len() >= len {
                 return Ok(Fit::Now);
             }
             let all_taken = self.taken.len() >= usize::from(self.ring.size());
@@ -287,7 +293,6 @@ impl Receiver {
             // LARGEST, so `here` fits.
             self.ring.push(taken.head, here as u32);
             pieces += taken.pieces;
-            self.room -= taken.len.unwrap_or(0);
             buffers += 1;
             left -= here;
             if left == 0 {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::nic::counters::{DropReason, QueueCounters};
 use crate::nic::header::VirtioNetHdr;
 use crate::nic::offload::Offloads;
-use crate::ring::memory::{MemoryMap, PieceList};
+use crate::ring::memory::MemoryMap;
+use crate::ring::piece_list::PieceList;
 use crate::ring::pieces::Pieces;
 use crate::ring::split::{Direction, RingError, SplitRing};
 use crate::uplink::{Sent, UplinkQueue};
@@ -57,11 +58,9 @@ impl Transmitter {
         link_up: bool,
         counters: &QueueCounters,
     ) -> Result<Turn, RingError> {
-        // While the cable is out the uplink is not asked, so nothing is gained by waiting for it.
-        if self.blocked && link_up {
+        if self.blocked {
             return Ok(Turn::Waits);
         }
-        self.blocked = false;
         self.ring.disarm();
         let mut done = 0;
         let turn = loop {

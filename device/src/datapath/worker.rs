@@ -150,7 +150,8 @@ impl Pair {
         }
         for event in events {
             match event.data.u64() {
-                // What the control plane changes may be what the uplink refused for.
+                // What the control plane changes may be what the uplink refused for, and while the
+                // cable is out it is not even asked.
                 UPLINK | WAKE => state.uplink_ready(),
                 RX_KICK => counters.rx.kicks.add(1),
                 TX_KICK => counters.tx.kicks.add(1),

@@ -11,14 +11,15 @@ use vmm_sys_util::epoll::EventSet;
 use crate::nic::features::Features;
 use crate::ring::split::MAX_SIZE;
 
-use super::vring::{GuestMemory, NicVring, RingHost};
+use super::host::{GuestMemory, RingHost};
+use super::vring::NicVring;
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`: there are more features to talk about.
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// Protocol features that the crate implements and the NIC has a use for. `SEND_RARP` and
 /// `NET_SET_MTU` are left out: the crate hangs up on them.
-const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+pub const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::CONFIG)
@@ -51,6 +52,9 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
+        // Asked on the crate's thread, for the first time before it handles anything that is not
+        // trivial.
+        self.host.lifeline.hold();
         Features::offered(&self.host.nic.config).0 | F_PROTOCOL_FEATURES
     }
 
@@ -59,7 +63,7 @@ impl VhostUserBackend for Backend {
         self.host
             .nic
             .update_frontend(|info| info.features = features);
-        self.host.dataplane.negotiate(Features(features));
+        self.host.negotiate(Features(features));
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -67,7 +71,8 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
-        self.acked_features(0);
+        self.host.nic.update_frontend(|info| info.features = 0);
+        self.host.reset();
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -84,6 +89,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, memory: GuestMemory) -> io::Result<()> {
+        self.host.lifeline.hold();
         self.host.set_memory(&memory)
     }
 

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -140,6 +141,13 @@ impl AsFd for Endpoint {
 
 fn too_long() -> io::Error {
     io::Error::other("a message longer than any the protocol has")
+}
+
+/// Whether the peer has closed, be it that some of what it said is not read yet.
+pub fn hung_up(stream: impl AsFd) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::RDHUP)];
+    // Errors and hang-ups are reported unasked. A call that fails says nothing either way.
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Sends octets and descriptors without blocking.

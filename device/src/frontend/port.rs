@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The NIC's port: listens on the vhost-user socket and has at most one frontend.
+//! The NIC's port: has at most one frontend, and shows it the link.
 //!
 //! # The link
 //! In the device attachment the link is a bit of config space: the frontend is told that it has
@@ -11,8 +11,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -20,40 +19,11 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use crate::datapath::Dataplane;
 use crate::nic::events::{Event, Subscription};
 use crate::nic::{Attachment, Nic};
-use crate::socket::{Access, Bound, bind};
 
 use super::connection::{Connection, Status};
+use super::door::Door;
 
-/// Where frontends come from.
-#[derive(Debug)]
-pub enum Source {
-    /// We listen, and own the file.
-    Bound(Bound),
-    /// We listen on what we were given.
-    Listener(UnixListener),
-    /// The frontend is connected already. When it goes, nobody can come after it.
-    Connected(UnixStream),
-}
-
-#[derive(Debug)]
-enum Listening {
-    /// At a path of ours: listening is given up while the link is down.
-    Path { path: PathBuf, bound: Option<Bound> },
-    /// On a socket that we cannot make again: frontends are turned away while the link is down.
-    Inherited(UnixListener),
-    /// Nobody can come.
-    Over,
-}
-
-impl Listening {
-    fn listener(&self) -> Option<&UnixListener> {
-        match self {
-            Listening::Path { bound, .. } => bound.as_ref().map(|bound| &bound.listener),
-            Listening::Inherited(listener) => Some(listener),
-            Listening::Over => None,
-        }
-    }
-}
+pub use super::door::Source;
 
 /// The port, as a subscriber of the control thread.
 #[derive(Debug)]
@@ -61,10 +31,9 @@ pub struct Port {
     nic: Arc<Nic>,
     dataplane: Arc<Dataplane>,
     events: Subscription,
-    listening: Listening,
+    /// Shut when a frontend was dropped because the link is down: the next would be, too.
+    door: Door,
     connection: Option<Connection>,
-    /// The last frontend was dropped because the link is down: the next would be, too.
-    unplugged: bool,
     watched: HashMap<RawFd, EventSet>,
     on_end: OnEnd,
 }
@@ -86,29 +55,18 @@ impl Port {
         dataplane: Arc<Dataplane>,
         on_end: OnEnd,
     ) -> io::Result<Self> {
+        let (door, connected) = Door::new(source)?;
         let mut port = Port {
             events: nic.events().subscribe()?,
             nic,
             dataplane,
-            listening: Listening::Over,
+            door,
             connection: None,
-            unplugged: false,
             watched: HashMap::new(),
             on_end,
         };
-        match source {
-            Source::Bound(bound) => {
-                let path = bound.file.path().to_owned();
-                port.listening = Listening::Path {
-                    path,
-                    bound: Some(bound),
-                };
-            }
-            Source::Listener(listener) => {
-                listener.set_nonblocking(true)?;
-                port.listening = Listening::Inherited(listener);
-            }
-            Source::Connected(stream) => port.connect(stream)?,
+        if let Some(stream) = connected {
+            port.connect(stream)?;
         }
         // The link may have been set before anybody listened to its events.
         port.dataplane.link_changed();
@@ -122,24 +80,18 @@ impl Port {
         Ok(())
     }
 
-    fn accept(&mut self) {
-        let Some(Ok((stream, _))) = self.listening.listener().map(UnixListener::accept) else {
-            return;
-        };
-        if self.connection.is_some() {
-            log::warn!("a second frontend was turned away: the NIC is plugged in already");
-        } else if !self.unplugged
-            && let Err(e) = self.connect(stream)
-        {
-            log::error!("a frontend cannot be served: {e}");
-        }
+    /// Gives the NIC to a visitor that has spoken.
+    fn take(&mut self, stream: UnixStream, ops: &mut EventOps<'_>) -> io::Result<()> {
+        // If it cannot be served it is dropped there.
+        self.unwatch(stream.as_raw_fd(), ops);
+        self.connect(stream)
     }
 
-    fn pump(&mut self, ops: &mut EventOps<'_>) {
+    fn pump(&mut self, hung_up: bool, ops: &mut EventOps<'_>) {
         let Some(connection) = &mut self.connection else {
             return;
         };
-        match connection.pump() {
+        match connection.pump(hung_up) {
             Ok(Status::Open) => {
                 let starts = connection.has_memory();
                 if starts && !self.nic.link_up() && self.shows_link_by_socket() {
@@ -162,55 +114,32 @@ impl Port {
     fn link_changed(&mut self, up: bool, ops: &mut EventOps<'_>) {
         self.dataplane.link_changed();
         if up {
-            self.plug();
+            self.door.open();
         } else if self.shows_link_by_socket() {
             self.unplug(ops);
         }
-        if let Some(connection) = &self.connection
-            && connection.attachment() == Some(Attachment::Device)
-            && let Err(e) = connection.config_changed()
+        if let Some(connection) = &mut self.connection
+            && connection.attachment() != Some(Attachment::Netdev)
         {
-            log::error!("the frontend cannot be told of the link: {e}");
+            connection.config_changed();
         }
     }
 
     /// Drops the frontend and takes no other.
     fn unplug(&mut self, ops: &mut EventOps<'_>) {
         self.close(ops);
-        self.unplugged = true;
-        if let Some(fd) = self.listening.listener().map(AsRawFd::as_raw_fd) {
-            self.unwatch(fd, ops);
-        }
-        if let Listening::Path { bound, .. } = &mut self.listening {
-            *bound = None;
-        }
-    }
-
-    /// Takes frontends again.
-    fn plug(&mut self) {
-        self.unplugged = false;
-        if let Listening::Path { path, bound } = &mut self.listening
-            && bound.is_none()
-        {
-            match bind(path, Access::Umask) {
-                Ok(again) => *bound = Some(again),
-                Err(e) => log::error!(
-                    "cannot listen again: {e}; no frontend can come until `ferronic link down` \
-                     and `up` succeed"
-                ),
-            }
-        }
+        self.door.shut();
     }
 
     fn close(&mut self, ops: &mut EventOps<'_>) {
         if let Some(connection) = self.connection.take() {
             // Before the descriptors are closed: their numbers will mean others.
-            for (fd, _, _) in connection.interests().into_iter().flatten() {
+            for (fd, _, _) in connection.interests() {
                 self.unwatch(fd, ops);
             }
             drop(connection);
             log::info!("frontend disconnected");
-            if matches!(self.listening, Listening::Over) {
+            if self.door.is_over() {
                 (self.on_end.0)();
             }
         }
@@ -226,21 +155,16 @@ impl Port {
 
     /// Watches what there is to watch now.
     fn watch(&mut self, ops: &mut EventOps<'_>) {
-        let input = |fd: RawFd| (fd, true, false);
-        let connection = self
-            .connection
-            .as_ref()
-            .map(Connection::interests)
-            .unwrap_or_default();
-        let wanted = connection
+        for gone in self.door.leaving() {
+            self.unwatch(gone.as_raw_fd(), ops);
+        }
+        let connection = self.connection.as_ref().map(Connection::interests);
+        let wanted: Vec<_> = connection
+            .unwrap_or_default()
             .into_iter()
-            .flatten()
-            .chain(
-                self.listening
-                    .listener()
-                    .map(|listener| input(listener.as_raw_fd())),
-            )
-            .chain([input(self.events.as_fd().as_raw_fd())]);
+            .chain(self.door.watched().map(|fd| (fd, true, false)))
+            .chain([(self.events.as_fd().as_raw_fd(), true, false)])
+            .collect();
         for (fd, read, write) in wanted {
             let mut set = EventSet::empty();
             set.set(EventSet::IN, read);
@@ -266,14 +190,22 @@ impl MutEventSubscriber for Port {
                     self.link_changed(up, ops);
                 }
             }
-        } else if self
-            .listening
-            .listener()
-            .is_some_and(|listener| listener.as_raw_fd() == fd)
-        {
-            self.accept();
+        } else if self.door.watched().any(|watched| watched == fd) {
+            // A frontend that is started anew may be quicker than the news that the old one ended.
+            if self.connection.as_ref().is_some_and(Connection::is_gone) {
+                self.close(ops);
+            }
+            let free = self.connection.is_none();
+            if let Some(stream) = self.door.ready(fd, free)
+                && let Err(e) = self.take(stream, ops)
+            {
+                log::error!("a frontend cannot be served: {e}");
+            }
         } else {
-            self.pump(ops);
+            let hung_up = events
+                .event_set()
+                .intersects(EventSet::HANG_UP | EventSet::ERROR);
+            self.pump(hung_up, ops);
         }
         self.watch(ops);
     }

@@ -13,12 +13,16 @@
 //!   attachment goes up and down. The relay keeps a copy of the backend channel for it.
 //! * Which attachment the frontend is shows in the messages only: one that wants config space asks
 //!   for `VHOST_USER_PROTOCOL_F_CONFIG`.
+//! * The crate trusts its frontend further than we do: [`check`](super::check) looks first, and
+//!   protocol features that were not offered are taken out of `SET_PROTOCOL_FEATURES`, since the
+//!   crate would take messages that belong to them.
 
 use std::os::fd::OwnedFd;
 
 use crate::nic::Attachment;
 
-use super::backend::F_PROTOCOL_FEATURES;
+use super::backend::{F_PROTOCOL_FEATURES, PROTOCOL_FEATURES};
+use super::check::{Check, Refused};
 
 /// Octets of a message header: request, flags, size.
 pub const HEADER_LEN: usize = 12;
@@ -27,13 +31,23 @@ pub const MAX_PAYLOAD: usize = 4096;
 /// Protocol version 1, in the lowest bits of the flags.
 const VERSION: u32 = 1;
 
-// Requests of the frontend that the relay looks at.
-const SET_FEATURES: u32 = 2;
-const SET_MEM_TABLE: u32 = 5;
-const SET_PROTOCOL_FEATURES: u32 = 16;
-const SET_BACKEND_REQ_FD: u32 = 21;
-const RESET_DEVICE: u32 = 34;
-const ADD_MEM_REG: u32 = 37;
+/// Requests of the frontend that are looked at here.
+pub(super) mod request {
+    pub const SET_FEATURES: u32 = 2;
+    pub const SET_MEM_TABLE: u32 = 5;
+    pub const SET_VRING_NUM: u32 = 8;
+    pub const SET_VRING_ADDR: u32 = 9;
+    pub const SET_VRING_BASE: u32 = 10;
+    pub const GET_VRING_BASE: u32 = 11;
+    pub const SET_VRING_KICK: u32 = 12;
+    pub const SET_VRING_CALL: u32 = 13;
+    pub const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub const SET_VRING_ENABLE: u32 = 18;
+    pub const SET_BACKEND_REQ_FD: u32 = 21;
+    pub const RESET_DEVICE: u32 = 34;
+    pub const ADD_MEM_REG: u32 = 37;
+    pub const REM_MEM_REG: u32 = 38;
+}
 /// Request of the backend, on the backend channel.
 const CONFIG_CHANGE_MSG: u32 = 2;
 /// Bit number of `VHOST_USER_PROTOCOL_F_CONFIG`.
@@ -68,14 +82,28 @@ impl Frame {
         Frame::new(CONFIG_CHANGE_MSG, &[])
     }
 
-    fn request(&self) -> Option<u32> {
+    pub(super) fn request(&self) -> Option<u32> {
         Some(u32::from_ne_bytes(*self.bytes.first_chunk()?))
     }
 
+    /// `N` octets of the payload from `offset` on.
+    pub(super) fn payload<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.bytes
+            .get(HEADER_LEN + offset..)?
+            .first_chunk()
+            .copied()
+    }
+
     fn payload_u64(&self) -> Option<u64> {
-        Some(u64::from_ne_bytes(
-            *self.bytes.get(HEADER_LEN..)?.first_chunk()?,
-        ))
+        self.payload(0).map(u64::from_ne_bytes)
+    }
+
+    fn set_payload_u64(&mut self, value: u64) {
+        if let Some(payload) = self.bytes.get_mut(HEADER_LEN..)
+            && let Some(octets) = payload.first_chunk_mut()
+        {
+            *octets = value.to_ne_bytes();
+        }
     }
 }
 
@@ -88,17 +116,38 @@ pub fn payload_len(header: &[u8; HEADER_LEN]) -> Option<usize> {
 }
 
 /// What the relay knows of one frontend.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Relay {
+    check: Check,
     attachment: Option<Attachment>,
     backend_channel: Option<OwnedFd>,
     has_memory: bool,
+    stopping: bool,
+    /// As last set by the frontend; none after a reset.
+    features: u64,
 }
 
 impl Relay {
+    /// A relay to a NIC with so many virtqueues.
+    pub fn new(queue_count: usize) -> Self {
+        Relay {
+            check: Check::new(queue_count),
+            attachment: None,
+            backend_channel: None,
+            has_memory: false,
+            stopping: false,
+            features: 0,
+        }
+    }
+
     /// Whether the frontend has handed over guest memory: a driver is about to start.
     pub fn has_memory(&self) -> bool {
         self.has_memory
+    }
+
+    /// Whether the frontend has begun to stop rings. The crate may not have got as far yet.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
     }
 
     /// The attachment, once it is known.
@@ -111,34 +160,52 @@ impl Relay {
         self.backend_channel.as_ref()
     }
 
-    /// Takes a message of the frontend and gives what the crate is to get, in order.
-    pub fn from_frontend(&mut self, frame: Frame) -> impl Iterator<Item = Frame> {
+    /// Takes a message of the frontend and gives what the crate is to get, in order. An error when
+    /// the frontend must be dropped.
+    pub fn from_frontend(
+        &mut self,
+        mut frame: Frame,
+    ) -> Result<impl Iterator<Item = Frame>, Refused> {
+        self.check.frame(&frame)?;
         let mut follow_up = None;
         match frame.request() {
-            Some(SET_PROTOCOL_FEATURES) => {
-                let config = frame.payload_u64().unwrap_or(0) >> PROTOCOL_F_CONFIG & 1 == 1;
-                self.attachment = Some(if config {
+            Some(request::SET_FEATURES) => self.features = frame.payload_u64().unwrap_or(0),
+            Some(request::SET_PROTOCOL_FEATURES) => {
+                let features = frame.payload_u64().unwrap_or(0) & PROTOCOL_FEATURES.bits();
+                frame.set_payload_u64(features);
+                self.attachment = Some(if features >> PROTOCOL_F_CONFIG & 1 == 1 {
                     Attachment::Device
                 } else {
                     Attachment::Netdev
                 });
-                follow_up = Some(accept_protocol_features());
+                follow_up = Some(self.accept_protocol_features());
             }
-            Some(SET_MEM_TABLE | ADD_MEM_REG) => self.has_memory = true,
-            Some(RESET_DEVICE) => follow_up = Some(accept_protocol_features()),
-            Some(SET_BACKEND_REQ_FD) => {
+            Some(request::SET_MEM_TABLE | request::ADD_MEM_REG) => self.has_memory = true,
+            Some(request::SET_VRING_ENABLE) => {
+                self.stopping = frame.payload::<4>(4).map(u32::from_ne_bytes) == Some(0);
+            }
+            Some(request::GET_VRING_BASE) => self.stopping = true,
+            Some(request::RESET_DEVICE) => {
+                self.stopping = true;
+                self.features = 0;
+                follow_up = Some(self.accept_protocol_features());
+            }
+            Some(request::SET_BACKEND_REQ_FD) => {
                 // Without a copy the link of the device attachment cannot be shown; the message
                 // itself still serves the crate.
                 self.backend_channel = frame.fds.first().and_then(|fd| fd.try_clone().ok());
             }
             _ => {}
         }
-        std::iter::once(frame).chain(follow_up)
+        Ok(std::iter::once(frame).chain(follow_up))
     }
-}
 
-fn accept_protocol_features() -> Frame {
-    Frame::new(SET_FEATURES, &F_PROTOCOL_FEATURES.to_ne_bytes())
+    /// What the frontend has accepted, and that there are protocol features. A frontend may set the
+    /// two in either order.
+    fn accept_protocol_features(&self) -> Frame {
+        let features = self.features | F_PROTOCOL_FEATURES;
+        Frame::new(request::SET_FEATURES, &features.to_ne_bytes())
+    }
 }
 
 #[cfg(test)]
@@ -149,68 +216,69 @@ mod tests {
     fn requests(relay: &mut Relay, frame: Frame) -> Vec<(u32, Option<u64>)> {
         relay
             .from_frontend(frame)
+            .unwrap()
             .map(|f| (f.request().unwrap(), f.payload_u64()))
             .collect()
     }
 
+    fn u64_frame(request: u32, value: u64) -> Frame {
+        Frame::new(request, &value.to_ne_bytes())
+    }
+
     #[test]
-    fn qemu_netdev_start_up_gets_its_features_in_time() {
-        // As recorded from QEMU 11.1, `-netdev vhost-user`, up to the first SET_VRING_ENABLE.
-        const GET_FEATURES: u32 = 1;
-        const SET_OWNER: u32 = 3;
-        const GET_PROTOCOL_FEATURES: u32 = 15;
-        const GET_QUEUE_NUM: u32 = 17;
-        const SET_VRING_ENABLE: u32 = 18;
-        let mut relay = Relay::default();
-        let mut out = Vec::new();
-        for (request, payload) in [
-            (GET_FEATURES, &[][..]),
-            (GET_PROTOCOL_FEATURES, &[]),
-            (SET_PROTOCOL_FEATURES, &0x2007u64.to_ne_bytes()),
-            (GET_QUEUE_NUM, &[]),
-            (SET_OWNER, &[]),
-            (RESET_DEVICE, &[]),
-            (SET_VRING_ENABLE, &[0; 8]),
-        ] {
-            out.extend(requests(&mut relay, Frame::new(request, payload)));
-        }
-        let accepted = Some(F_PROTOCOL_FEATURES);
-        assert_eq!(
-            out,
-            [
-                (GET_FEATURES, None),
-                (GET_PROTOCOL_FEATURES, None),
-                (SET_PROTOCOL_FEATURES, Some(0x2007)),
-                (SET_FEATURES, accepted),
-                (GET_QUEUE_NUM, None),
-                (SET_OWNER, None),
-                (RESET_DEVICE, None),
-                (SET_FEATURES, accepted),
-                (SET_VRING_ENABLE, Some(0)),
-            ]
+    fn features_set_before_protocol_features_are_not_forgotten() {
+        let mut relay = Relay::new(5);
+        let features = 0x1_0000_0000 | F_PROTOCOL_FEATURES;
+        requests(&mut relay, u64_frame(request::SET_FEATURES, features));
+        let out = requests(&mut relay, u64_frame(request::SET_PROTOCOL_FEATURES, 1));
+        assert_eq!(out[1], (request::SET_FEATURES, Some(features)));
+        let out = requests(&mut relay, Frame::new(request::RESET_DEVICE, &[]));
+        assert_eq!(out[1], (request::SET_FEATURES, Some(F_PROTOCOL_FEATURES)));
+    }
+
+    #[test]
+    fn protocol_features_that_were_not_offered_are_taken_out() {
+        let mut relay = Relay::new(5);
+        let out = requests(
+            &mut relay,
+            u64_frame(request::SET_PROTOCOL_FEATURES, u64::MAX),
         );
-        assert_eq!(relay.attachment(), Some(Attachment::Netdev));
+        let expected = Some(PROTOCOL_FEATURES.bits());
+        assert_eq!(out[0], (request::SET_PROTOCOL_FEATURES, expected));
+    }
+
+    #[test]
+    fn rings_that_stop_are_known_before_the_crate_has_stopped_them() {
+        let enable = |on: u8| Frame::new(request::SET_VRING_ENABLE, &[0, 0, 0, 0, on, 0, 0, 0]);
+        let mut relay = Relay::new(5);
+        requests(&mut relay, enable(1));
+        assert!(!relay.is_stopping());
+        requests(&mut relay, enable(0));
+        assert!(relay.is_stopping());
+        requests(&mut relay, enable(1));
+        requests(&mut relay, Frame::new(request::GET_VRING_BASE, &[0; 8]));
+        assert!(relay.is_stopping());
     }
 
     #[test]
     fn a_frontend_that_wants_config_space_is_the_device_attachment() {
-        let mut relay = Relay::default();
+        let mut relay = Relay::new(5);
         assert_eq!(relay.attachment(), None);
-        let frame = Frame::new(
-            SET_PROTOCOL_FEATURES,
-            &(1u64 << PROTOCOL_F_CONFIG).to_ne_bytes(),
+        let config = 1 << PROTOCOL_F_CONFIG;
+        requests(
+            &mut relay,
+            u64_frame(request::SET_PROTOCOL_FEATURES, config),
         );
-        requests(&mut relay, frame);
         assert_eq!(relay.attachment(), Some(Attachment::Device));
     }
 
     #[test]
     fn the_backend_channel_is_copied_and_passed_on() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut frame = Frame::new(SET_BACKEND_REQ_FD, &[]);
+        let mut frame = Frame::new(request::SET_BACKEND_REQ_FD, &[]);
         frame.fds.push(theirs.into());
-        let mut relay = Relay::default();
-        let passed: Vec<Frame> = relay.from_frontend(frame).collect();
+        let mut relay = Relay::new(5);
+        let passed: Vec<Frame> = relay.from_frontend(frame).unwrap().collect();
         assert_eq!(passed.len(), 1);
         assert_eq!(passed[0].fds.len(), 1);
         assert!(relay.backend_channel().is_some());
@@ -219,13 +287,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_is_passed_on_first_and_unchanged(
-            bytes in proptest::collection::vec(any::<u8>(), 0..64),
+        fn whatever_comes_is_refused_or_passed_on_first_and_unchanged(
+            request in 0..60u32,
+            payload in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
-            let frame = Frame { bytes: bytes.clone(), fds: Vec::new() };
-            let out: Vec<Frame> = Relay::default().from_frontend(frame).collect();
-            prop_assert_eq!(&out[0].bytes, &bytes);
-            prop_assert!(out.len() <= 2);
+            let frame = Frame::new(request, &payload);
+            let bytes = frame.bytes.clone();
+            if let Ok(out) = Relay::new(5).from_frontend(frame) {
+                let out: Vec<Frame> = out.collect();
+                if request != request::SET_PROTOCOL_FEATURES {
+                    prop_assert_eq!(&out[0].bytes, &bytes);
+                }
+                prop_assert_eq!(out[0].bytes.len(), bytes.len());
+                prop_assert!(out.len() <= 2);
+            }
+        }
+
+        #[test]
+        fn a_frame_of_any_length_does_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let len = bytes.len();
+            let frame = Frame { bytes, fds: Vec::new() };
+            if let Ok(mut out) = Relay::new(5).from_frontend(frame) {
+                prop_assert_eq!(out.next().unwrap().bytes.len(), len);
+            }
         }
 
         #[test]

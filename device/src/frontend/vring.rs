@@ -7,88 +7,19 @@
 //! has been given an interrupt: QEMU sends the kick before the interrupt, and a packet that was
 //! delivered between the two would be signalled to nobody.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error as QueueError;
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
-use crate::datapath::{Dataplane, RingSetup};
-use crate::nic::Nic;
-use crate::ring::memory::MemoryMap;
+use crate::datapath::RingSetup;
 use crate::ring::split::Layout;
 
-/// Guest memory as the crate hands it around.
-pub type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap>;
-
-/// What the rings of one connection share.
-#[derive(Debug)]
-pub struct RingHost {
-    /// Where rings run.
-    pub dataplane: Arc<Dataplane>,
-    /// Whose rings they are.
-    pub nic: Arc<Nic>,
-    rings: Mutex<Vec<NicVring>>,
-    map: Mutex<Option<Arc<MemoryMap>>>,
-}
-
-thread_local! {
-    /// The host of the rings being made. The crate makes rings inside `VhostUserDaemon::new`,
-    /// through `VringT::new`, which has no argument by which a ring could learn whose it is and
-    /// which; but it makes them there and then, on the caller's thread, in order.
-    static MAKING: RefCell<Option<Arc<RingHost>>> = const { RefCell::new(None) };
-}
-
-impl RingHost {
-    /// A host without rings.
-    pub fn new(dataplane: Arc<Dataplane>, nic: Arc<Nic>) -> Arc<Self> {
-        Arc::new(RingHost {
-            dataplane,
-            nic,
-            rings: Mutex::default(),
-            map: Mutex::default(),
-        })
-    }
-
-    /// Runs `make`; rings that are made in it are this host's.
-    pub fn make_rings<R>(self: &Arc<Self>, make: impl FnOnce() -> R) -> R {
-        MAKING.set(Some(self.clone()));
-        let result = make();
-        MAKING.set(None);
-        result
-    }
-
-    /// Takes note of another memory table. Rings that run go on in the new one.
-    pub fn set_memory(&self, memory: &GuestMemory) -> io::Result<()> {
-        let map = MemoryMap::new(memory.memory().into_inner())?;
-        *self.map.lock() = Some(Arc::new(map));
-        for ring in self.rings.lock().iter() {
-            let mut state = ring.state.lock();
-            ring.stop(&mut state);
-            ring.sync(&mut state);
-        }
-        Ok(())
-    }
-
-    /// Stops every ring, and lets go of rings and guest memory.
-    pub fn close(&self) {
-        for ring in self.rings.lock().drain(..) {
-            ring.stop(&mut ring.state.lock());
-        }
-        *self.map.lock() = None;
-    }
-
-    fn note_active(&self, delta: i32) {
-        self.nic.update_frontend(|info| {
-            info.rings_active = info.rings_active.saturating_add_signed(delta);
-        });
-    }
-}
+use super::host::{GuestMemory, RingHost, making};
 
 /// One ring, as the control plane sees it.
 #[derive(Clone)]
@@ -97,7 +28,7 @@ pub struct NicVring {
     inner: VringMutex<GuestMemory>,
     host: Option<Arc<RingHost>>,
     index: usize,
-    state: Arc<Mutex<RingState>>,
+    pub(super) state: Arc<Mutex<RingState>>,
 }
 
 impl std::fmt::Debug for NicVring {
@@ -108,29 +39,50 @@ impl std::fmt::Debug for NicVring {
     }
 }
 
+/// What the frontend has said of a ring.
 #[derive(Debug, Default)]
-struct RingState {
+pub(super) struct RingState {
     size: u16,
     areas: Option<(u64, u64, u64)>,
     event_idx: bool,
-    next_avail: u16,
+    pub next_avail: u16,
     ready: bool,
     enabled: bool,
     kick: Option<OwnedFd>,
     /// The interrupt, once `SET_VRING_CALL` has come; inside, none for a driver that polls.
     call: Option<Option<OwnedFd>>,
-    running: bool,
+    /// Stopped by `GET_VRING_BASE`, which is when the crate itself takes the interrupt away.
+    released: bool,
+    pub running: bool,
 }
 
 impl NicVring {
+    fn copy(&self, file: Option<&File>) -> Option<OwnedFd> {
+        match file?.try_clone() {
+            Ok(copy) => Some(copy.into()),
+            Err(e) => {
+                log::error!("virtqueue {} does without a descriptor: {e}", self.index);
+                None
+            }
+        }
+    }
+
     fn update(&self, change: impl FnOnce(&mut RingState)) {
         let mut state = self.state.lock();
         change(&mut state);
         self.sync(&mut state);
     }
 
+    /// As `update`, for what the data path is told only when a ring starts.
+    fn replace(&self, change: impl FnOnce(&mut RingState)) {
+        let mut state = self.state.lock();
+        self.stop(&mut state);
+        change(&mut state);
+        self.sync(&mut state);
+    }
+
     /// Makes the data path agree with the state.
-    fn sync(&self, state: &mut RingState) {
+    pub(super) fn sync(&self, state: &mut RingState) {
         let wanted = state.ready && state.enabled && state.areas.is_some() && state.call.is_some();
         if wanted && !state.running {
             self.start(state);
@@ -141,7 +93,7 @@ impl NicVring {
 
     fn start(&self, state: &mut RingState) {
         let Some(host) = &self.host else { return };
-        let (Some((desc, avail, used)), Some(map)) = (state.areas, host.map.lock().clone()) else {
+        let (Some((desc, avail, used)), Some(map)) = (state.areas, host.map()) else {
             return;
         };
         let clone = |fd: &OwnedFd| fd.try_clone();
@@ -186,26 +138,46 @@ impl NicVring {
                     state.next_avail
                 );
                 state.running = true;
-                host.note_active(1);
+                host.note_started();
             }
             Err(e) => log::error!("virtqueue {} is not started: {e}", self.index),
         }
     }
 
-    fn stop(&self, state: &mut RingState) {
-        let Some(host) = self.host.as_ref().filter(|_| state.running) else {
-            return;
+    pub(super) fn stop(&self, state: &mut RingState) {
+        if let Some(position) = self.halt(state) {
+            self.inner.set_queue_next_avail(position);
+        }
+    }
+
+    /// Makes the ring as it was before the frontend set it up.
+    pub(super) fn reset(&self) {
+        let mut state = self.state.lock();
+        self.halt(&mut state);
+        self.inner.set_queue_ready(false);
+        self.inner.set_kick(None);
+        // An interrupt outlives a reset: QEMU need not give it again.
+        let call = state.call.take();
+        *state = RingState {
+            call,
+            ..RingState::default()
         };
+    }
+
+    /// Takes the ring from the data path, if it runs; tells where it stands.
+    pub(super) fn halt(&self, state: &mut RingState) -> Option<u16> {
+        let host = self.host.as_ref().filter(|_| state.running)?;
         state.running = false;
-        host.note_active(-1);
-        match host.dataplane.stop_ring(self.index) {
+        host.note_stopped();
+        let position = host.dataplane.stop_ring(self.index);
+        match position {
             Some(position) => {
                 log::debug!("virtqueue {} stops at {position}", self.index);
                 state.next_avail = position;
-                self.inner.set_queue_next_avail(position);
             }
             None => log::debug!("virtqueue {} had stopped by itself", self.index),
         }
+        position
     }
 }
 
@@ -220,8 +192,7 @@ impl<'a> VringStateMutGuard<'a, GuestMemory> for NicVring {
 impl VringT<GuestMemory> for NicVring {
     fn new(mem: GuestMemory, max_queue_size: u16) -> Result<Self, QueueError> {
         let inner = VringMutex::new(mem, max_queue_size)?;
-        let host = MAKING.with_borrow(Clone::clone);
-        let index = host.as_ref().map_or(0, |host| host.rings.lock().len());
+        let (host, index) = making();
         let ring = NicVring {
             inner,
             host,
@@ -229,7 +200,7 @@ impl VringT<GuestMemory> for NicVring {
             state: Arc::default(),
         };
         if let Some(host) = &ring.host {
-            host.rings.lock().push(ring.clone());
+            host.add(ring.clone());
         }
         Ok(ring)
     }
@@ -264,12 +235,18 @@ impl VringT<GuestMemory> for NicVring {
 
     fn set_enabled(&self, enabled: bool) {
         self.inner.set_enabled(enabled);
+        if enabled && let Some(host) = &self.host {
+            host.settle();
+        }
         self.update(|state| state.enabled = enabled);
     }
 
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), QueueError> {
         self.inner.set_queue_info(desc, avail, used)?;
-        self.update(|state| state.areas = Some((desc, avail, used)));
+        let areas = Some((desc, avail, used));
+        if self.state.lock().areas != areas {
+            self.replace(|state| state.areas = areas);
+        }
         Ok(())
     }
 
@@ -298,21 +275,23 @@ impl VringT<GuestMemory> for NicVring {
 
     fn set_queue_event_idx(&self, enabled: bool) {
         self.inner.set_queue_event_idx(enabled);
-        self.update(|state| state.event_idx = enabled);
+        if self.state.lock().event_idx != enabled {
+            self.replace(|state| state.event_idx = enabled);
+        }
     }
 
     fn set_queue_ready(&self, ready: bool) {
         self.inner.set_queue_ready(ready);
-        self.update(|state| state.ready = ready);
+        self.update(|state| {
+            state.ready = ready;
+            state.released = !ready;
+        });
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let kick = file
-            .as_ref()
-            .and_then(|file| file.try_clone().ok())
-            .map(OwnedFd::from);
+        let kick = self.copy(file.as_ref());
         self.inner.set_kick(file);
-        self.update(|state| state.kick = kick);
+        self.replace(|state| state.kick = kick);
     }
 
     fn read_kick(&self) -> io::Result<bool> {
@@ -320,20 +299,18 @@ impl VringT<GuestMemory> for NicVring {
     }
 
     fn set_call(&self, file: Option<File>) {
-        let call = file
-            .as_ref()
-            .and_then(|file| file.try_clone().ok())
-            .map(OwnedFd::from);
-        self.inner.set_call(file);
-        let mut state: MutexGuard<'_, RingState> = self.state.lock();
+        let call = self.copy(file.as_ref());
+        let mut state = self.state.lock();
         if state.running
             && let Some(host) = &self.host
         {
-            let copy = call.as_ref().and_then(|fd| fd.try_clone().ok());
-            host.dataplane.set_interrupt(self.index, copy);
+            host.dataplane
+                .set_interrupt(self.index, self.copy(file.as_ref()));
         }
-        // The crate also passes none when a ring stops. A started ring without one is polled.
-        state.call = (call.is_some() || state.ready).then_some(call);
+        self.inner.set_call(file);
+        let by_crate = call.is_none() && std::mem::take(&mut state.released);
+        // A frontend that gives none polls.
+        state.call = (!by_crate).then_some(call);
         self.sync(&mut state);
     }
 

@@ -19,8 +19,6 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
-use super::pieces::{MAX_PIECES, Pieces, PiecesMut};
-
 /// One region of guest memory.
 ///
 /// # Invariants
@@ -119,7 +117,7 @@ impl MemoryMap {
     /// Appends the pieces of `len` octets at guest address `addr` to `pieces`: more than one where
     /// they cross from a region into the next. `false`, and nothing appended, when any octet is
     /// not guest memory.
-    fn gather(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
+    pub(super) fn gather(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
         let before = pieces.len();
         let mut addr = addr;
         let mut left = u64::from(len);
@@ -138,93 +136,6 @@ impl MemoryMap {
             addr = addr.wrapping_add(here);
         }
         true
-    }
-}
-
-/// Buffers of one or more descriptor chains, in order.
-///
-/// # Invariants
-/// Every piece lies in a region of `map`.
-pub struct PieceList {
-    iov: Vec<libc::iovec>,
-    map: Arc<MemoryMap>,
-}
-
-// SAFETY: as for MemoryMap, which `map` keeps alive.
-unsafe impl Send for PieceList {}
-
-impl fmt::Debug for PieceList {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PieceList")
-            .field("count", &self.iov.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl PieceList {
-    /// An empty list of pieces of `map`.
-    pub fn new(map: Arc<MemoryMap>) -> Self {
-        PieceList {
-            iov: Vec::with_capacity(MAX_PIECES),
-            map,
-        }
-    }
-
-    /// Number of pieces.
-    pub fn count(&self) -> usize {
-        self.iov.len()
-    }
-
-    /// Appends `len` octets at guest address `addr`. `false`, and nothing appended, when any octet
-    /// is not guest memory.
-    pub fn gather(&mut self, addr: u64, len: u32) -> bool {
-        self.map.gather(addr, len, &mut self.iov)
-    }
-
-    /// Forgets all but the first `count` pieces.
-    pub fn truncate(&mut self, count: usize) {
-        self.iov.truncate(count);
-    }
-
-    /// Forgets the first `count` pieces.
-    pub fn remove_front(&mut self, count: usize) {
-        self.iov.drain(..count.min(self.iov.len()));
-    }
-
-    /// The packet that lies in the pieces.
-    pub fn packet(&self) -> Pieces<'_> {
-        // SAFETY: by the invariant the pieces are mapped while `map` is held, so for this borrow.
-        unsafe { Pieces::new(&self.iov) }
-    }
-
-    /// The room that the pieces are.
-    pub fn room(&mut self) -> PiecesMut<'_> {
-        // SAFETY: as for `packet`; regions are mapped writable, and the exclusive borrow makes this
-        // the only view of ours.
-        unsafe { PiecesMut::new(&self.iov) }
-    }
-
-    /// Runs `fill` on the room that the pieces are, followed by `overflow`.
-    pub fn room_and<R>(
-        &mut self,
-        overflow: &mut [u8],
-        fill: impl FnOnce(&mut PiecesMut<'_>) -> R,
-    ) -> R {
-        /// Takes the last piece off again, even when `fill` panics: it is not one of the map's.
-        struct Borrowed<'a>(&'a mut Vec<libc::iovec>);
-        impl Drop for Borrowed<'_> {
-            fn drop(&mut self) {
-                self.0.pop();
-            }
-        }
-        self.iov.push(libc::iovec {
-            iov_base: overflow.as_mut_ptr().cast(),
-            iov_len: overflow.len(),
-        });
-        let pieces = Borrowed(&mut self.iov);
-        // SAFETY: as for `room`; `overflow` is borrowed exclusively until after the call, and its
-        // piece is taken off again before anything else can use the list.
-        fill(&mut unsafe { PiecesMut::new(pieces.0) })
     }
 }
 
@@ -257,12 +168,20 @@ impl View<'_> {
         Some(unsafe { self.host.add(offset) })
     }
 
-    /// Reads `N` octets that the guest may be changing.
-    pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let host = self.at(offset, N)?;
-        // SAFETY: N octets are mapped there; an array of octets has no alignment and no invalid
-        // values, and a volatile read makes no reference to memory that the guest may change.
-        Some(unsafe { host.cast::<[u8; N]>().as_ptr().read_volatile() })
+    /// Reads a little-endian 64-bit field that the guest may be changing, in one access where it is
+    /// aligned.
+    pub fn read_u64(&self, offset: usize) -> Option<u64> {
+        let host = self.at(offset, 8)?;
+        if host.as_ptr().addr().is_multiple_of(8) {
+            // SAFETY: eight octets are mapped there, aligned (just checked); a volatile read makes
+            // no reference to memory that the guest may change.
+            return Some(u64::from_le(unsafe {
+                host.cast::<u64>().as_ptr().read_volatile()
+            }));
+        }
+        // SAFETY: as above; an array of octets has no alignment.
+        let octets = unsafe { host.cast::<[u8; 8]>().as_ptr().read_volatile() };
+        Some(u64::from_le_bytes(octets))
     }
 }
 
@@ -339,12 +258,14 @@ impl Window {
         }
     }
 
-    /// Writes `N` octets.
-    pub fn write<const N: usize>(&self, offset: usize, value: [u8; N]) {
-        if let Some(host) = self.view().at(offset, N) {
-            // SAFETY: N octets are mapped there and may be written; an array of octets has no
-            // alignment, and a volatile write makes no reference to memory that the guest sees.
-            unsafe { host.cast::<[u8; N]>().as_ptr().write_volatile(value) }
+    /// Writes a little-endian 32-bit field; outside the window, or misaligned, it does nothing.
+    pub fn write_u32(&self, offset: usize, value: u32) {
+        if let Some(host) = self.view().at(offset, 4)
+            && host.as_ptr().addr().is_multiple_of(4)
+        {
+            // SAFETY: four octets are mapped there and may be written, aligned (just checked); a
+            // volatile write makes no reference to memory that the guest sees.
+            unsafe { host.cast::<u32>().as_ptr().write_volatile(value.to_le()) }
         }
     }
 }
@@ -364,57 +285,26 @@ mod tests {
     }
 
     #[test]
-    fn gather_crosses_adjacent_regions_and_refuses_holes() {
-        let map = map();
-        let mut pieces = PieceList::new(map);
-        assert!(pieces.gather(0xff0, 0x20));
-        assert_eq!(
-            pieces.iov.iter().map(|p| p.iov_len).collect::<Vec<_>>(),
-            [0x10, 0x10]
-        );
-        for (addr, len) in [
-            (0x1ff0, 0x11),
-            (0x3fff, 2),
-            (0x5000, 1),
-            (u64::MAX, 1),
-            (0x4ff0, 17),
-        ] {
-            assert!(!pieces.gather(addr, len), "{addr:#x}");
-            assert_eq!(pieces.count(), 2);
-        }
-        assert!(pieces.gather(u64::MAX, 0));
-        assert_eq!(pieces.count(), 2);
-    }
-
-    #[test]
-    fn a_piece_of_ours_goes_even_when_its_user_panics() {
-        let mut pieces = PieceList::new(map());
-        assert!(pieces.gather(0, 4));
-        let mut overflow = [0; 4];
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pieces.room_and(&mut overflow, |room| {
-                assert_eq!(room.len(), 8);
-                std::panic::resume_unwind(Box::new(()));
-            })
-        }));
-        assert!(panicked.is_err());
-        assert_eq!((pieces.count(), pieces.packet().len()), (1, 4));
-    }
-
-    #[test]
     fn windows_are_checked() {
         let map = map();
         assert!(Window::new(&map, 0xff0, 0x20, 1).is_none());
         assert!(Window::new(&map, 0x4001, 4, 2).is_none());
         assert!(Window::new(&map, 0x3000, 1, 1).is_none());
-        let window = Window::new(&map, 0x4ffc, 4, 4).unwrap();
+        let window = Window::new(&map, 0x4ff4, 12, 4).unwrap();
         window.store_u16(2, 0x1234, Ordering::Release);
         assert_eq!(window.load_u16(2, Ordering::Acquire), 0x1234);
-        assert_eq!(window.view().read::<2>(2), Some([0x34, 0x12]));
-        assert_eq!(window.view().read::<2>(3), None);
-        assert_eq!(window.view().read::<2>(usize::MAX), None);
-        window.store_u16(4, 1, Ordering::Release);
-        window.write(3, [1, 2]);
-        assert_eq!(window.view().read::<4>(0), Some([0, 0, 0x34, 0x12]));
+        window.write_u32(4, 0x89ab_cdef);
+        // Beyond the end, and misaligned.
+        for offset in [12, 9, usize::MAX] {
+            window.write_u32(offset, u32::MAX);
+            window.store_u16(offset, u16::MAX, Ordering::Release);
+            assert_eq!(window.load_u16(offset, Ordering::Acquire), 0);
+        }
+        let view = window.view();
+        // Misaligned and aligned.
+        assert_eq!(view.read_u64(0), Some(0x89ab_cdef_1234_0000));
+        assert_eq!(view.read_u64(4), Some(0x89ab_cdef));
+        assert_eq!(view.read_u64(1), Some(0x0089_abcd_ef12_3400));
+        assert_eq!((view.read_u64(5), view.read_u64(usize::MAX)), (None, None));
     }
 }

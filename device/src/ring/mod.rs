@@ -2,14 +2,15 @@
 //! Descriptor rings over guest memory (VIRTIO 1.3, 2.7).
 //!
 //! * [`memory`]: guest physical addresses to host memory. All of this layer's raw pointers are
-//!   there and in [`pieces`].
-//! * [`pieces`]: a packet as it lies in guest memory.
+//!   there, in [`pieces`] and in [`piece_list`].
+//! * [`pieces`]: a packet as it lies in guest memory; [`piece_list`]: where its pieces are collected.
 //! * [`split`]: the split virtqueue, seen from the device.
 
 #[cfg(test)]
 #[allow(missing_docs)]
 pub mod driver;
 pub mod memory;
+pub mod piece_list;
 pub mod pieces;
 pub mod split;
 #[cfg(test)]

@@ -32,7 +32,8 @@ pub struct PiecesMut<'m> {
     _exclusive: PhantomData<&'m mut [u8]>,
 }
 
-fn total(iov: &[libc::iovec]) -> usize {
+/// Octets in `iov`.
+pub(super) fn total(iov: &[libc::iovec]) -> usize {
     iov.iter()
         .fold(0, |sum, piece| sum.saturating_add(piece.iov_len))
 }
@@ -82,10 +83,16 @@ impl<'m> Pieces<'m> {
     /// # Safety
     /// The invariant of the type must hold for `'m`.
     pub unsafe fn new(iov: &'m [libc::iovec]) -> Self {
-        Pieces {
-            iov,
-            len: total(iov),
-        }
+        // SAFETY: the caller's promise.
+        unsafe { Pieces::with_len(iov, total(iov)) }
+    }
+
+    /// A packet over `iov`, which is known to be `len` octets.
+    ///
+    /// # Safety
+    /// As for [`Pieces::new`].
+    pub(super) unsafe fn with_len(iov: &'m [libc::iovec], len: usize) -> Self {
+        Pieces { iov, len }
     }
 
     /// A packet over one buffer of our own.
@@ -137,9 +144,18 @@ impl<'m> PiecesMut<'m> {
     /// # Safety
     /// The invariant of the type must hold for `'m`.
     pub unsafe fn new(iov: &'m [libc::iovec]) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { PiecesMut::with_len(iov, total(iov)) }
+    }
+
+    /// Room over `iov`, which is known to be `len` octets.
+    ///
+    /// # Safety
+    /// As for [`PiecesMut::new`].
+    pub(super) unsafe fn with_len(iov: &'m [libc::iovec], len: usize) -> Self {
         PiecesMut {
             iov,
-            len: total(iov),
+            len,
             _exclusive: PhantomData,
         }
     }

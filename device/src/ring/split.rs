@@ -18,7 +18,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::memory::{MemoryMap, PieceList, Window};
+use super::memory::{MemoryMap, Window};
+use super::piece_list::PieceList;
 use super::pieces::MAX_PIECES;
 
 /// Size of a descriptor (2.7.5).
@@ -255,10 +256,11 @@ impl SplitRing {
             if u32::from(index) >= entries {
                 return None;
             }
-            let raw = u128::from_le_bytes(table.read(usize::from(index) * DESC_SIZE)?);
-            // Fields of struct virtq_desc, by their place in the 16 octets.
-            let (addr, len) = (raw as u64, (raw >> 64) as u32);
-            let (flags, next) = ((raw >> 96) as u16, (raw >> 112) as u16);
+            // struct virtq_desc: an address, and length, flags and next together.
+            let at = usize::from(index) * DESC_SIZE;
+            let addr = table.read_u64(at)?;
+            let rest = table.read_u64(at + 8)?;
+            let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
             if flags & DESC_F_INDIRECT != 0 {
                 let size = len as usize;
                 if nested
@@ -302,8 +304,8 @@ impl SplitRing {
     /// driver sees it after [`SplitRing::publish`].
     pub fn push(&mut self, head: u16, written: u32) {
         let entry = ENTRIES + USED_ENTRY * self.slot(self.next_used);
-        let value = u64::from(head) | u64::from(written) << 32;
-        self.used.write(entry, value.to_le_bytes());
+        self.used.write_u32(entry, u32::from(head));
+        self.used.write_u32(entry + 4, written);
         self.next_used = self.next_used.wrapping_add(1);
     }
 

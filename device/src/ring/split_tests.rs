@@ -6,7 +6,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::driver::{BUFFERS, Desc, Driver, INDIRECT, MEMORY, NEXT, WRITE};
-use super::memory::PieceList;
+use super::piece_list::PieceList;
 use super::split::{Chain, Direction, RingError, SplitRing};
 
 const B: u64 = BUFFERS;

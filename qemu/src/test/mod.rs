@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::lab::Lab;
+use crate::sandbox::tool::ToolRoot;
 use crate::scenarios;
 use crate::test::runner::Runner;
 
@@ -78,11 +79,11 @@ pub fn list() {
 }
 
 /// The outer process's first part: the tests on the host.
-pub fn on_host(args: &Args) -> Result<Counts> {
+pub fn on_host(args: &Args, tools: &ToolRoot) -> Result<Counts> {
     if args.guest_only {
         Ok(Counts::default())
     } else {
-        host::run(args.filter.as_deref())
+        host::run(args.filter.as_deref(), tools)
     }
 }
 

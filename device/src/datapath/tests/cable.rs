@@ -94,6 +94,11 @@ impl Cable {
         }
     }
 
+    /// The same, with the queue's descriptor not saying so.
+    pub fn set_space_unseen(&self, packets: usize) {
+        self.wire.lock().space = packets;
+    }
+
     pub fn refuse(&self, reason: Option<DropReason>) {
         self.wire.lock().refuse = reason;
     }

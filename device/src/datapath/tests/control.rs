@@ -183,6 +183,20 @@ fn the_queue_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn commands_that_wait_when_it_starts_need_no_kick() {
+    let rig = make().rig();
+    let mut control = make().guest(&rig.map, 2);
+    control.command(PROMISCUOUS_OFF, &[]);
+    let setup = RingSetup {
+        kick: None,
+        ..control.setup(0)
+    };
+    rig.dataplane.start_ring(2, setup).unwrap();
+    rig.settle();
+    assert_eq!(control.on_interrupt().len(), 1);
+}
+
+#[test]
 fn its_place_follows_the_features() {
     let two = Make { pairs: 2, ..make() };
     // Without VIRTIO_NET_F_MQ it comes after the first pair, where the second pair was.

@@ -110,6 +110,7 @@ fn a_driver_that_polls_needs_no_descriptors() {
         ..rig.tx.setup(0)
     };
     rig.tx.send(&packet(0, 100), &[]);
+    rig.settle();
     rig.dataplane.start_ring(1, setup).unwrap();
     rig.settle();
     assert_eq!((rig.tx.used().len(), rig.tx.interrupts()), (1, 0));

@@ -169,6 +169,27 @@ fn buffers_of_more_pieces_than_a_system_call_takes_still_serve() {
 }
 
 #[test]
+fn a_driver_that_never_ceases_to_offer_cannot_make_us_collect() {
+    let mut rig = Make::mergeable().size(4).rig();
+    rig.rx.offer_room(&[100]);
+    let empty = rig.rx.offer_room(&[0]);
+    rig.cable().arrive(packet(0, 300));
+    rig.settle();
+    for _ in 0..10 {
+        // More than the ring has entries: the same empty chain again and again.
+        for _ in 0..3 {
+            rig.rx.driver.offer(empty);
+        }
+        rig.rx.kick();
+        rig.cable().arrive(packet(0, 300));
+        rig.settle();
+        let state = rig.dataplane.agreement.pairs[0].lock();
+        assert!(state.rx.as_ref().unwrap().taken() <= 4);
+    }
+    assert_eq!(drops(&rig.counters().rx), [(DropReason::TooLong, 11)]);
+}
+
+#[test]
 fn packets_wait_in_the_uplink_while_there_are_no_buffers() {
     let mut rig = Make::mergeable().rig();
     for number in 0..3 {

@@ -139,6 +139,21 @@ fn a_pulled_cable_drops_also_what_waited_for_room() {
 }
 
 #[test]
+fn an_uplink_is_asked_again_when_the_control_plane_has_changed_something() {
+    let mut rig = Make::default().rig();
+    rig.cable().set_space(0);
+    rig.tx.send(&packet(0, 100), &[]);
+    rig.settle();
+    rig.cable().set_space_unseen(1);
+    rig.settle();
+    assert_eq!(rig.tx.outstanding(), 1);
+    assert!(rig.cable().take_sent().is_empty());
+    rig.dataplane.agreement.pairs[0].wake();
+    rig.settle();
+    assert_eq!(rig.cable().take_sent(), [packet(0, 100)]);
+}
+
+#[test]
 fn a_loop_goes_on_although_nothing_of_it_is_wanted() {
     let make = Make::default().with(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX]);
     let mut rig = make.silent().rig();
