@@ -9,10 +9,11 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::{FdFlags, fcntl_setfd};
 use sha2::{Digest, Sha256};
 
 use crate::progress::{Step, say};
@@ -21,6 +22,8 @@ use crate::progress::{Step, say};
 pub const CACHE_ENV: &str = "FERRONIC_CACHE";
 /// How many directories of logs are kept.
 const KEEP_LOGS: usize = 10;
+/// An artefact that nobody has used for so long goes when another of its name is made.
+const EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The cache directory.
 #[derive(Debug, Clone)]
@@ -139,15 +142,21 @@ impl Cache {
         leftover: Leftover,
         build: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
+        let kind = format!("{}-", key.name);
         let name = key.dir_name();
         let whole = self.root.join(&name);
         if whole.is_dir() {
+            self.mark_used(&name);
             return Ok(whole);
         }
-        let _lock = self.lock(&name)?;
+        let lock = self.lock(&name)?;
         if whole.is_dir() {
             return Ok(whole);
         }
+        // What the build starts holds the lock too. So, if this process is killed, a build that
+        // goes on without it is waited for, and not joined in the same directory.
+        fcntl_setfd(&lock, FdFlags::empty()).context("cannot share the lock")?;
+        self.expire(&kind);
         let part = self.root.join(format!("{name}.part"));
         if leftover == Leftover::Discard && part.exists() {
             remove_tree(&part)?;
@@ -157,6 +166,41 @@ impl Cache {
         fs::rename(&part, &whole)
             .with_context(|| format!("cannot rename {} to {}", part.display(), whole.display()))?;
         Ok(whole)
+    }
+
+    /// Notes, in the lock file's time, that an artefact is in use.
+    fn mark_used(&self, name: &str) {
+        let lock = File::options()
+            .create(true)
+            .append(true)
+            .open(self.root.join(format!("{name}.lock")));
+        // At worst the artefact is made again some day.
+        let _ = lock.and_then(|file| file.set_modified(SystemTime::now()));
+    }
+
+    /// Removes artefacts of a kind that have not been used for long.
+    fn expire(&self, kind: &str) {
+        let Ok(entries) = fs::read_dir(&self.root) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let Some(name) = file
+                .strip_suffix(".lock")
+                .filter(|name| name.starts_with(kind))
+            else {
+                continue;
+            };
+            let modified = entry.metadata().and_then(|meta| meta.modified());
+            if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > EXPIRY)) {
+                say(format!("removing {name}, which has not been used for long"));
+                // What cannot be removed now is tried again another time.
+                for path in [self.root.join(name), self.root.join(format!("{name}.part"))] {
+                    let _ = remove_tree(&path);
+                }
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Waits for the lock called `name`; it is released when the file is dropped.
@@ -211,5 +255,101 @@ fn remove_tree(dir: &Path) -> Result<()> {
             Err(e).with_context(|| format!("cannot remove {}", dir.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(dir: &Path) -> Cache {
+        Cache {
+            root: dir.to_owned(),
+        }
+    }
+
+    #[test]
+    fn artefact_is_built_once_and_shown_only_when_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        let key = || Key::new("thing").with("a");
+        let failed = cache.artefact(key(), Leftover::Discard, |part| {
+            fs::write(part.join("half"), "")?;
+            bail!("the power went off")
+        });
+        assert!(failed.is_err());
+        let made = cache
+            .artefact(key(), Leftover::Discard, |part| {
+                assert!(!part.join("half").exists());
+                Ok(fs::write(part.join("whole"), "")?)
+            })
+            .unwrap();
+        assert!(made.join("whole").exists());
+        let again = cache
+            .artefact(key(), Leftover::Discard, |_| bail!("built twice"))
+            .unwrap();
+        assert_eq!(made, again);
+    }
+
+    #[test]
+    fn interrupted_build_can_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        let build = |part: &Path| {
+            let file = part.join("half");
+            if !file.exists() {
+                fs::write(file, "")?;
+                bail!("the power went off");
+            }
+            Ok(())
+        };
+        assert!(
+            cache
+                .artefact(Key::new("thing"), Leftover::Resume, build)
+                .is_err()
+        );
+        assert!(
+            cache
+                .artefact(Key::new("thing"), Leftover::Resume, build)
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn artefacts_out_of_use_make_room_for_their_successors() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        let make = |input: &str| {
+            cache.artefact(Key::new("thing").with(input), Leftover::Discard, |_| Ok(()))
+        };
+        let (old, used) = (make("old").unwrap(), make("used").unwrap());
+        let long_ago = SystemTime::now() - 2 * EXPIRY;
+        for path in [&old, &used] {
+            let lock = File::options()
+                .append(true)
+                .open(path.with_extension("lock"))
+                .unwrap();
+            lock.set_modified(long_ago).unwrap();
+        }
+        make("used").unwrap();
+        make("new").unwrap();
+        assert!(!old.exists());
+        assert!(used.exists());
+    }
+
+    #[test]
+    fn keys_tell_inputs_apart() {
+        let names = [
+            Key::new("a").dir_name(),
+            Key::new("a").with("").dir_name(),
+            Key::new("a").with("bc").dir_name(),
+            Key::new("a").with("b").with("c").dir_name(),
+        ];
+        let set: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(set.len(), names.len());
+        assert_eq!(
+            Key::new("a").with("b").dir_name(),
+            Key::new("a").with("b").dir_name()
+        );
     }
 }

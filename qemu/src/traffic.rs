@@ -186,3 +186,25 @@ impl Transfer {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_from_a_report() {
+        let report = r#"{"end": {"sum_sent": {"retransmits": 3, "bits_per_second": 1e9},
+                         "sum_received": {"bits_per_second": 2.5e9}, "sum": {"lost_percent": 0.5}}}"#;
+        let transfer = Transfer::parse(report).unwrap();
+        assert_eq!((transfer.gbps, transfer.retransmits), (2.5, 3));
+        assert_eq!(transfer.lost_percent, 0.5);
+    }
+
+    #[test]
+    fn what_iperf3_complains_of_is_told() {
+        let error = Transfer::parse(r#"{"error": "the server is busy"}"#).unwrap_err();
+        assert!(error.to_string().contains("busy"));
+        assert!(Transfer::parse("").is_err());
+        assert!(Transfer::parse(r#"{"end": {}}"#).is_err());
+    }
+}

@@ -85,3 +85,41 @@ impl System<'_> {
         fs::remove_file(&tar).with_context(|| format!("cannot remove {}", tar.display()))
     }
 }
+
+/// The versions of packages in a system, as far as it has them, for cache keys.
+pub fn versions(root: &Path, packages: &[&str]) -> Result<String> {
+    let status = root.join("var/lib/dpkg/status");
+    let text =
+        fs::read_to_string(&status).with_context(|| format!("cannot read {}", status.display()))?;
+    Ok(versions_in(&text, packages))
+}
+
+fn versions_in(status: &str, packages: &[&str]) -> String {
+    let mut found: Vec<String> = status
+        .split("\n\n")
+        .filter_map(|stanza| {
+            let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name));
+            let package = field("Package: ")?;
+            let wanted = packages.contains(&package);
+            wanted.then(|| format!("{package}={}", field("Version: ").unwrap_or_default()))
+        })
+        .collect();
+    found.sort();
+    found.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_those_of_the_packages_asked_for() {
+        let status = "Package: gcc\nStatus: install ok installed\nVersion: 4:14.2\n\n\
+                      Package: gcc-14\nVersion: 14.2-19\n\n\
+                      Package: bc\nDescription: x\n Version: none\nVersion: 1.07\n";
+        assert_eq!(
+            versions_in(status, &["gcc", "bc", "absent"]),
+            "bc=1.07 gcc=4:14.2"
+        );
+    }
+}

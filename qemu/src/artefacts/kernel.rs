@@ -5,12 +5,14 @@
 //! whatever the cache directory is called. So a build tree can be moved, and modules
 //! can be built against it later under the same paths.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::tools::KERNEL_SOURCE_PACKAGE;
+use super::debian::versions;
+use super::tools::{COMPILERS, KERNEL_SOURCE_PACKAGE};
 use crate::cache::{Cache, Key, Leftover};
 use crate::host::run_logged;
 use crate::progress::Step;
@@ -72,7 +74,11 @@ impl Kernel {
 /// Returns the kernel made of these fragments, built if it is not there.
 pub fn kernel(cache: &Cache, tools: &ToolRoot, fragments: &[Fragment]) -> Result<Kernel> {
     let source = source(cache, tools)?;
-    let mut key = Key::new("kernel").with("1").with_artefact(cache, &source);
+    // By version, not by tool root: Rust modules have to be built with the compiler of the kernel,
+    // and other packages may come and go.
+    let mut key = Key::new("kernel")
+        .with("1")
+        .with(versions(tools.path(), COMPILERS)?);
     for fragment in fragments {
         key = key.with(fragment.text);
     }
@@ -98,7 +104,7 @@ fn source(cache: &Cache, tools: &ToolRoot) -> Result<PathBuf> {
     let archive = format!("usr/src/{KERNEL_SOURCE_PACKAGE}.tar.xz");
     let key = Key::new("source")
         .with("1")
-        .with_artefact(cache, tools.path());
+        .with(versions(tools.path(), &[KERNEL_SOURCE_PACKAGE])?);
     let dir = cache.artefact(key, Leftover::Discard, |part| {
         cache.need_space(2500, "the kernel's source")?;
         let step = Step::start("unpacking the kernel's source");
@@ -155,21 +161,7 @@ fn build(tools: &ToolRoot, source: &Path, part: &Path, fragments: &[Fragment]) -
 fn check_config(wanted: &str, config: &Path) -> Result<()> {
     let got =
         fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
-    let got: std::collections::HashSet<&str> = got.lines().collect();
-    let is_set = |line: &&str| {
-        got.contains(line)
-            || line.strip_suffix("=n").is_some_and(|name| {
-                !got.iter().any(|l| {
-                    l.strip_prefix(name)
-                        .is_some_and(|rest| rest.starts_with('='))
-                })
-            })
-    };
-    let missing: Vec<&str> = wanted
-        .lines()
-        .filter(|l| l.starts_with("CONFIG_"))
-        .filter(|l| !is_set(l))
-        .collect();
+    let missing = missing(wanted, &got);
     if !missing.is_empty() {
         bail!(
             "the kernel's configuration has not taken up {}: look in qemu/kernel/ for what they depend on",
@@ -177,4 +169,44 @@ fn check_config(wanted: &str, config: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The lines of a fragment that a configuration does not follow.
+fn missing<'a>(wanted: &'a str, got: &str) -> Vec<&'a str> {
+    let got: HashSet<&str> = got.lines().collect();
+    let is_off = |name: &str| {
+        got.contains(format!("# {name} is not set").as_str())
+            || !got.iter().any(|line| line.split('=').next() == Some(name))
+    };
+    let follows = |line: &str| got.contains(line) || line.strip_suffix("=n").is_some_and(is_off);
+    wanted
+        .lines()
+        .filter(|line| line.starts_with("CONFIG_") && !follows(line))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_were_dropped_are_found() {
+        let wanted = "# CONFIG_COMMENT=y\nCONFIG_A=y\nCONFIG_B=m\nCONFIG_C=n\nCONFIG_D=n\nCONFIG_E=n\nCONFIG_F=y\n";
+        let got = "CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\nCONFIG_EE=y\nCONFIG_D=y\n";
+        assert_eq!(
+            missing(wanted, got),
+            ["CONFIG_B=m", "CONFIG_D=n", "CONFIG_F=y"]
+        );
+    }
+
+    #[test]
+    fn fragment_has_no_line_twice() {
+        let lines: Vec<_> = BASE
+            .text
+            .lines()
+            .filter(|l| l.starts_with("CONFIG_"))
+            .collect();
+        let set: HashSet<_> = lines.iter().collect();
+        assert_eq!(set.len(), lines.len());
+    }
 }

@@ -11,48 +11,52 @@ use crate::sandbox::tool::ToolRoot;
 /// The kernel's source package; its name holds the version.
 pub const KERNEL_SOURCE_PACKAGE: &str = "linux-source-7.3";
 
-const SYSTEM: System = System {
-    variant: "minbase",
-    backports: true,
-    packages: &[
-        // Machines, peers and measurements.
-        "qemu-system-x86",
-        "seabios",
-        "ipxe-qemu",
-        "passt",
-        "iperf3",
-        "iproute2",
-        "ethtool",
-        "python3",
-        // The guest image; mke2fs reads tar files through libarchive.
-        "e2fsprogs",
-        "libarchive13t64",
-        // The guest kernel, and modules for it in C and Rust.
-        KERNEL_SOURCE_PACKAGE,
-        "gcc",
-        "make",
-        "flex",
-        "bison",
-        "bc",
-        "libelf-dev",
-        "libssl-dev",
-        "xz-utils",
-        "kmod",
-        "rustc",
-        "rust-src",
-        "bindgen",
-        "libclang-dev",
-    ],
-};
+/// Machines, peers and measurements; mke2fs reads tar files through libarchive.
+const MACHINES: &[&str] = &[
+    "qemu-system-x86",
+    "seabios",
+    "ipxe-qemu",
+    "passt",
+    "iperf3",
+    "iproute2",
+    "ethtool",
+    "python3",
+    "e2fsprogs",
+    "libarchive13t64",
+];
+
+/// The guest kernel's source, and what builds it and modules for it, in C and Rust.
+pub const COMPILERS: &[&str] = &[
+    KERNEL_SOURCE_PACKAGE,
+    "gcc",
+    "make",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "libssl-dev",
+    "xz-utils",
+    "kmod",
+    "rustc",
+    "rust-src",
+    "bindgen",
+    "libclang-dev",
+];
 
 /// Returns the tool root, made if it is not there.
 pub fn tools(cache: &Cache) -> Result<ToolRoot> {
-    let key = Key::new("tools").with("1").with(SYSTEM.inputs());
+    let packages = [MACHINES, COMPILERS].concat();
+    let system = System {
+        variant: "minbase",
+        backports: true,
+        packages: &packages,
+    };
+    let key = Key::new("tools").with("1").with(system.inputs());
     let dir = cache.artefact(key, Leftover::Discard, |part| {
         cache.need_space(5000, "the tool root")?;
         let step =
             Step::start("fetching QEMU and the kernel's compilers from Debian (about 1 min)");
-        SYSTEM.make_directory(&part.join("root"), &part.join("log"))?;
+        system.make_directory(&part.join("root"), &part.join("log"))?;
         step.done();
         Ok(())
     })?;

@@ -186,3 +186,68 @@ pub fn answer<C: Command>(message: Value) -> Result<C::Ok, WireError> {
         None => Err(WireError::Nonsense(message.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qapi::qmp::{qmp_capabilities, query_status};
+
+    fn pair() -> (Wire, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let wire = Wire {
+            path: PathBuf::new(),
+            stream: ours,
+            pending: Vec::new(),
+            searched: 0,
+        };
+        (wire, theirs)
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(30)
+    }
+
+    #[test]
+    fn line_in_pieces_survives_a_time_limit() {
+        let (mut wire, mut peer) = pair();
+        peer.write_all(b"{\"return\":").unwrap();
+        assert!(matches!(wire.receive(soon()), Err(WireError::TimedOut)));
+        peer.write_all(b" {}}\n{\"return\": 2}\n{\"ev").unwrap();
+        assert_eq!(
+            wire.receive(soon()).unwrap().to_string(),
+            r#"{"return":{}}"#
+        );
+        assert_eq!(wire.receive(soon()).unwrap().to_string(), r#"{"return":2}"#);
+        assert!(matches!(wire.receive(soon()), Err(WireError::TimedOut)));
+        drop(peer);
+        assert!(matches!(wire.receive(soon()), Err(WireError::Closed)));
+    }
+
+    #[test]
+    fn commands_are_said_as_qmp_wants_them() {
+        let (mut wire, mut peer) = pair();
+        wire.send(&qmp_capabilities { enable: None }).unwrap();
+        let mut buffer = [0; 100];
+        let n = peer.read(&mut buffer).unwrap();
+        let said: Value = serde_json::from_slice(&buffer[..n]).unwrap();
+        assert_eq!(said["execute"], "qmp_capabilities");
+        assert_eq!(buffer[n - 1], b'\n');
+    }
+
+    #[test]
+    fn answers_that_are_none_are_told_apart() {
+        let read = |text: &str| answer::<query_status>(serde_json::from_str(text).unwrap());
+        let good = r#"{"return": {"status": "running", "running": true}}"#;
+        assert!(read(good).unwrap().running);
+        let refused = r#"{"error": {"class": "GenericError", "desc": "no"}}"#;
+        assert!(matches!(read(refused), Err(WireError::Refused(text)) if text.ends_with("no")));
+        assert!(matches!(
+            read(r#"{"return": 7}"#),
+            Err(WireError::Nonsense(_))
+        ));
+        assert!(matches!(
+            read(r#"{"event": "X"}"#),
+            Err(WireError::Nonsense(_))
+        ));
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{BOTH, DEVICE_TAP, Scenario};
+use super::{BOTH, Scenario};
 use crate::cable::{INTERFACE, wait_carrier};
 use crate::carrier::Watch;
 use crate::test::Form;
@@ -14,12 +14,7 @@ use crate::traffic::{self, Client, Direction, Transfer};
 
 pub const TABLE: &[Scenario] = &[
     Scenario::new("link_toggles", BOTH, toggles),
-    Scenario::new(
-        "link_down_survives_reset",
-        &[DEVICE_TAP],
-        down_survives_reset,
-    )
-    .discard(),
+    Scenario::new("link_down_survives_reset", BOTH, down_survives_reset).discard(),
 ];
 
 /// How long traffic may take to flow again: TCP waits longer and longer for a peer that is silent.
