@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::accel::Choice;
 use crate::sandbox::tool::ToolArgs;
-use crate::{demo, shell, test};
+use crate::{bench, demo, shell, test};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 all went well, 1 something failed, 2 wrong usage.
@@ -53,6 +53,8 @@ pub enum Command {
     Demo(demo::Args),
     /// Run all tests: the repository's own on the host, and scenarios in guests
     Test(test::Args),
+    /// Measure the NIC beside QEMU's own and passt, side by side
+    Bench(bench::Args),
     /// Boot a guest and give you its console, with the NIC and its control socket ready
     Shell(shell::Args),
     /// Boot a guest, run a shell command in it and print what it says
@@ -81,6 +83,7 @@ impl Command {
         match self {
             Command::Demo(_) => "demo",
             Command::Test(_) => "test",
+            Command::Bench(_) => "bench",
             Command::Shell(_) => "shell",
             Command::Run { .. } => "run",
             Command::Prepare => "prepare",
@@ -92,6 +95,6 @@ impl Command {
 
     /// Whether it plugs in our NIC.
     pub fn needs_ferronic(&self) -> bool {
-        matches!(self, Command::Demo(_) | Command::Test(_) | Command::Shell(_))
+        matches!(self, Command::Demo(_) | Command::Test(_) | Command::Bench(_) | Command::Shell(_))
     }
 }

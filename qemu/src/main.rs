@@ -9,6 +9,7 @@
 mod accel;
 mod artefacts;
 mod backend;
+mod bench;
 mod cable;
 mod cache;
 mod carrier;
@@ -93,6 +94,7 @@ fn inside(cli: &Cli, command: &Command, run: sandbox::net::Run) -> Result<ExitCo
     net::settle(&lab)?;
     match command {
         Command::Demo(args) => demo::run(&lab, args)?,
+        Command::Bench(args) => bench::run(&lab, args)?,
         Command::Shell(args) => shell::run(&lab, args)?,
         Command::Run { script } => return run_script(&lab, script),
         Command::Test(args) => {
