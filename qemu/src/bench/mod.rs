@@ -75,7 +75,7 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
         details += &found.details;
     }
     print!(
-        "\nguest on {}, 2 CPUs; {} rounds of {} s a transfer: median (min..max), and how many times better ours is\n\n{}\n{details}\n{}",
+        "\nguest on {}, 2 CPUs; rounds: {}, {} s a transfer: median (min..max), and how many times better ours is\n\n{}\n{details}\n{}",
         lab.accel.name(),
         args.rounds,
         args.seconds,
