@@ -21,7 +21,6 @@ mod host;
 mod lab;
 mod machine;
 mod net;
-mod passt;
 mod progress;
 mod sandbox;
 mod scenarios;

@@ -1,109 +1,90 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! `cargo lab bench`: our NIC beside others, in the same guest on the same kernel.
+//! `cargo lab bench`: our NIC beside others, in the same guest, in the same run.
+//!
+//! A bench measures *set-ups* ([`setups`]), ours and its peers', and says what it found as a list
+//! of [`Case`]s: one figure of ours, the same figure of each peer, and the ratio to the best.
+//!
+//! # Limitations
+//! The figures compare set-ups on this host at this hour and are good for nothing else. What other
+//! processes took of the processors meanwhile is measured and said ([`host`]).
 
+mod case;
+mod cost;
+mod host;
 mod iperf;
+mod passt;
+mod samples;
+mod setups;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use anyhow::{Context, Result};
 
 use crate::lab::Lab;
+use case::Case;
+use host::Weather;
 
 /// Options of `cargo lab bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which benchmark: all of them if none is named (iperf)
-    pub name: Option<String>,
-    /// How often everything is measured; the medians are reported
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub rounds: u32,
-    /// Seconds of each measurement
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    pub seconds: u32,
-    /// Write the cases to this file too
+    /// What to measure; everything if nothing is named
+    #[arg(value_enum)]
+    pub name: Option<Name>,
+    /// Write the medians to this file too
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// How often every set-up is measured
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// How long each transfer is measured
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub seconds: u32,
 }
 
-/// One measurement of ours and of all peers.
-#[derive(Debug, Clone, Serialize)]
-struct Case {
-    case: String,
-    unit: &'static str,
-    ours: f64,
-    peers: BTreeMap<String, f64>,
-    /// Above 1 means that ours is better than the best peer, whatever the unit.
-    ratio_to_best: f64,
+/// The benches there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Name {
+    /// iperf3 between guest and host, TCP and small UDP datagrams, both ways
+    Iperf,
 }
 
-impl Case {
-    /// A case whose unit is the better the larger it is.
-    fn larger_is_better(
-        case: String,
-        unit: &'static str,
-        ours: f64,
-        peers: BTreeMap<String, f64>,
-    ) -> Self {
-        let best = peers.values().copied().fold(f64::NAN, f64::max);
-        Case {
-            case,
-            unit,
-            ours,
-            peers,
-            ratio_to_best: ours / best,
-        }
-    }
+impl Name {
+    const ALL: &[Name] = &[Name::Iperf];
 }
 
-type Bench = fn(&Lab, &Args) -> Result<Vec<Case>>;
-const BENCHES: &[(&str, Bench)] = &[("iperf", iperf::run)];
+/// What a bench found.
+#[derive(Debug)]
+struct Findings {
+    cases: Vec<Case>,
+    /// What explains the figures, for people.
+    details: String,
+}
 
-/// Runs benchmarks.
+/// Runs one bench or all.
 pub fn run(lab: &Lab, args: &Args) -> Result<()> {
-    let wanted = |name: &str| args.name.as_deref().is_none_or(|n| n == name);
-    let chosen: Vec<_> = BENCHES.iter().filter(|(name, _)| wanted(name)).collect();
-    if chosen.is_empty() {
-        let names: Vec<_> = BENCHES.iter().map(|(name, _)| *name).collect();
-        bail!(
-            "there is no benchmark {}; there is {}",
-            args.name.as_deref().unwrap_or(""),
-            names.join(", ")
-        );
-    }
+    let names = args.name.as_ref().map_or(Name::ALL, std::slice::from_ref);
+    let mut weather = Weather::observe()?;
     let mut cases = Vec::new();
-    for (name, bench) in chosen {
-        cases.extend(bench(lab, args).with_context(|| format!("benchmark {name}"))?);
+    let mut details = String::new();
+    for name in names {
+        let found = match name {
+            Name::Iperf => iperf::run(lab, args, &mut weather)?,
+        };
+        cases.extend(found.cases);
+        details += &found.details;
     }
-    println!(
-        "\nMedians of {} rounds, guests on {}",
+    print!(
+        "\nguest on {}, 2 CPUs; rounds: {}, {} s a transfer: median (min..max), and how many times better ours is\n\n{}\n{details}\n{}",
+        lab.accel.name(),
         args.rounds,
-        lab.accel.name()
+        args.seconds,
+        case::table(&cases),
+        weather.report(),
     );
-    cases.iter().for_each(print);
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&cases)?;
         fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
-}
-
-fn print(case: &Case) {
-    println!("\n{} ({})", case.case, case.unit);
-    println!("  {:<24}{:8.2}", "ours", case.ours);
-    for (peer, value) in &case.peers {
-        println!(
-            "  {peer:<24}{value:8.2}   ours is {:.2} times that",
-            case.ours / value
-        );
-    }
-    println!("  ratio to the best       {:8.2}", case.ratio_to_best);
-}
-
-/// The middle value.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -35,6 +35,8 @@ pub enum Nic {
     Tap { name: String, queues: usize },
     /// QEMU's own virtio-net with its built-in user-mode network.
     User,
+    /// QEMU's own virtio-net with frames over this socket, where passt listens.
+    Stream { socket: PathBuf },
 }
 
 impl Nic {
@@ -66,6 +68,9 @@ impl Nic {
                 )
             }
             Nic::User => (None, "user,id=net0".to_owned(), 1),
+            Nic::Stream { socket } => {
+                (None, format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", socket.display()), 1)
+            }
         };
         let mut device = "virtio-net-pci,netdev=net0,romfile=".to_owned();
         if queues > 1 {
