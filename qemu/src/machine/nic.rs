@@ -68,9 +68,14 @@ impl Nic {
                 )
             }
             Nic::User => (None, "user,id=net0".to_owned(), 1),
-            Nic::Stream { socket } => {
-                (None, format!("stream,id=net0,server=off,addr.type=unix,addr.path={}", socket.display()), 1)
-            }
+            Nic::Stream { socket } => (
+                None,
+                format!(
+                    "stream,id=net0,server=off,addr.type=unix,addr.path={}",
+                    socket.display()
+                ),
+                1,
+            ),
         };
         let mut device = "virtio-net-pci,netdev=net0,romfile=".to_owned();
         if queues > 1 {
