@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::cache::KVM_WORKS;
 use crate::lab::Lab;
 use crate::machine::nic::Nic;
 use crate::machine::{Driver, Machine, Spec};
@@ -69,7 +70,7 @@ pub fn choose(lab: &Lab, choice: Choice) -> Result<Accel> {
     }
     let host = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .context("cannot read the host's boot id")?;
-    let known = lab.cache.root().join("kvm-works");
+    let known = lab.cache.root().join(KVM_WORKS);
     let key = format!("{} {}", host.trim(), lab.kernel.image.display());
     match fs::read_to_string(&known)
         .unwrap_or_default()

@@ -20,6 +20,10 @@ use crate::progress::{Step, say};
 
 /// The environment variable that names the cache directory.
 pub const CACHE_ENV: &str = "FERRONIC_CACHE";
+/// The file that tells whether guests boot on KVM here.
+pub const KVM_WORKS: &str = "kvm-works";
+/// The directory of logs.
+const LOGS: &str = "logs";
 /// How many directories of logs are kept.
 const KEEP_LOGS: usize = 10;
 /// An artefact that nobody has used for so long goes when another of its name is made.
@@ -117,7 +121,7 @@ impl Cache {
 
     /// A new directory for the logs of one run; old ones are removed.
     pub fn new_log_dir(&self, verb: &str) -> Result<PathBuf> {
-        let logs = self.root.join("logs");
+        let logs = self.root.join(LOGS);
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
         let mut old: Vec<_> = fs::read_dir(&logs)?
             .filter_map(|e| e.ok().map(|e| e.path()))
@@ -239,14 +243,65 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes the whole cache.
+    /// Removes all that the lab has made, and the directory if nothing else is in it: it may have
+    /// been named by mistake.
     pub fn clean(&self) -> Result<()> {
-        let step = Step::start(format!("removing {}", self.root.display()));
-        remove_tree(&self.root)?;
+        let step = Step::start(format!(
+            "removing what the lab has made in {}",
+            self.root.display()
+        ));
+        let logs = self.root.join(LOGS);
+        remove_matching(&logs, is_log)?;
+        remove_matching(&self.root, is_artefact)?;
+        // Fails when something is left, which then is not the lab's.
+        let _ = fs::remove_dir(&logs);
+        let gone = fs::remove_dir(&self.root).is_ok();
         step.done();
-        say(format!("{} is gone", self.root.display()));
+        let root = self.root.display();
+        say(if gone {
+            format!("{root} is gone")
+        } else {
+            format!("{root} holds other things and stays")
+        });
         Ok(())
     }
+}
+
+/// Whether the lab gives such names: `NAME-<12 hex digits>`, `.part` and `.lock` of it, and [`KVM_WORKS`].
+fn is_artefact(name: &str) -> bool {
+    let stem = [".lock", ".part"]
+        .iter()
+        .find_map(|end| name.strip_suffix(end))
+        .unwrap_or(name);
+    let hash = stem.rsplit_once('-').map_or("", |(_, hash)| hash);
+    name == KVM_WORKS || (hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Whether the lab gives such names to directories of logs: `SECONDS-VERB-PID`.
+fn is_log(name: &str) -> bool {
+    let digits = |part: Option<&str>| part.is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit()));
+    let mut parts = name.splitn(2, '-');
+    digits(parts.next()) && digits(parts.next().and_then(|rest| rest.rsplit('-').next()))
+}
+
+fn remove_matching(dir: &Path, matches: fn(&str) -> bool) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("cannot list {}", dir.display()))?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if !matches(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_tree(dir: &Path) -> Result<()> {
@@ -335,6 +390,39 @@ mod tests {
         make("new").unwrap();
         assert!(!old.exists());
         assert!(used.exists());
+    }
+
+    #[test]
+    fn clean_removes_what_the_lab_has_made_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("cache");
+        fs::create_dir(&root).unwrap();
+        let cache = cache(&root);
+        let make = |cache: &Cache| {
+            cache
+                .artefact(Key::new("thing"), Leftover::Discard, |_| Ok(()))
+                .unwrap();
+            fs::write(root.join(KVM_WORKS), "").unwrap();
+            cache.new_log_dir("test").unwrap();
+        };
+        make(&cache);
+        for foreign in ["thesis", "logs/2024-thesis", "my-photographs0", "a-b.lock"] {
+            fs::create_dir_all(root.join(foreign)).unwrap();
+        }
+        cache.clean().unwrap();
+        let mut left: Vec<_> = fs::read_dir(&root)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["a-b.lock", "logs", "my-photographs0", "thesis"]);
+        assert!(root.join("logs/2024-thesis").exists());
+
+        fs::remove_dir_all(&root).unwrap();
+        fs::create_dir(&root).unwrap();
+        make(&cache);
+        cache.clean().unwrap();
+        assert!(!root.exists());
     }
 
     #[test]

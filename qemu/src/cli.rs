@@ -70,7 +70,7 @@ pub enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<OsString>,
     },
-    /// Remove the cache with everything in it
+    /// Remove all that the lab has made
     Clean,
     /// Become a program of the tool root
     #[command(name = crate::sandbox::tool::SUBCOMMAND, hide = true)]
