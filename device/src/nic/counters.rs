@@ -44,7 +44,7 @@ pub enum DropReason {
     BadHeader,
     /// Shorter than an Ethernet header.
     TooShort,
-    /// Longer than the MTU or the buffers allow.
+    /// Longer than any frame, or than the driver's buffers can ever hold.
     TooLong,
     /// The receive filter does not want it (5.1.6.5).
     Filtered,

@@ -271,11 +271,12 @@ impl Window {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use vm_memory::GuestAddress;
 
-    fn map() -> Arc<MemoryMap> {
+    /// Two regions side by side, a hole, and one more.
+    pub fn map() -> Arc<MemoryMap> {
         let guest = GuestMemoryMmap::from_ranges(&[
             (GuestAddress(0), 0x1000),
             (GuestAddress(0x1000), 0x1000),

@@ -137,17 +137,8 @@ impl PieceList {
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::tests::map;
     use super::*;
-    use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-    fn map() -> Arc<MemoryMap> {
-        let guest = GuestMemoryMmap::from_ranges(&[
-            (GuestAddress(0), 0x1000),
-            (GuestAddress(0x1000), 0x1000),
-            (GuestAddress(0x4000), 0x1000),
-        ]);
-        Arc::new(MemoryMap::new(Arc::new(guest.unwrap())).unwrap())
-    }
 
     #[test]
     fn gather_crosses_adjacent_regions_and_refuses_holes() {
