@@ -24,6 +24,7 @@ use super::{
         Window, //
     }, //
 };
+use crate::dma;
 use kernel::{
     device::Bound,
     io::{
@@ -183,7 +184,7 @@ impl<'bound> Transport<'bound> {
     /// What [`Features`] of the rings this driver cannot do are not accepted even if wanted, nor
     /// are those that need one of `requirements` that is not accepted. Returns what was accepted.
     ///
-    /// `ENODEV` if the device is a legacy one or does not agree.
+    /// `ENODEV` if the device is a legacy one, does not agree, or would go past an IOMMU.
     pub(crate) fn negotiate(
         &self,
         wanted: Features,
@@ -198,6 +199,15 @@ impl<'bound> Transport<'bound> {
             self.fail();
             return Err(ENODEV);
         };
+        if !accepted.contains(Features::ACCESS_PLATFORM) && dma::is_translated(self.pdev.as_ref()) {
+            // It would take what the IOMMU is to translate for addresses of memory, anyone's.
+            dev_err!(
+                self.pdev,
+                "uses physical addresses, but is behind an IOMMU\n"
+            );
+            self.fail();
+            return Err(ENODEV);
+        }
         self.accept(accepted)?;
         self.add_status(Status::FEATURES_OK)?;
         if !self.status().contains(Status::FEATURES_OK) || self.status().is_gone() {
