@@ -21,7 +21,7 @@ use crate::ring::split::{MAX_SIZE, RingError};
 
 use super::agreement::Agreement;
 use super::notify::Interrupt;
-use super::wait_set::WaitSet;
+use super::wait_set::{Sleep, WaitSet};
 use super::{RingSetup, StartError, Turn};
 
 /// The longest command that is looked at: a MAC table far larger than the filter's.
@@ -126,16 +126,16 @@ impl ControlQueue {
     /// The thread: serves the queue until told to end.
     pub fn run(&self) {
         let mut events = Vec::with_capacity(2);
-        let mut more = Some(false);
-        while let Some(just_look) = more {
-            more = self.round(&mut events, just_look);
+        let mut next = Some(Sleep::Forever);
+        while let Some(sleep) = next {
+            next = self.round(&mut events, sleep);
         }
     }
 
-    /// Sleeps until something happens, or just looks, and serves the queue. Whether there is more to
-    /// do at once; `None` when told to end.
-    fn round(&self, events: &mut Vec<Event>, just_look: bool) -> Option<bool> {
-        if let Err(e) = self.wait.wait(events, just_look) {
+    /// Sleeps until something happens, or so long, and serves the queue. How long to sleep next;
+    /// `None` when told to end.
+    fn round(&self, events: &mut Vec<Event>, sleep: Sleep) -> Option<Sleep> {
+        if let Err(e) = self.wait.wait(events, sleep) {
             log::error!("control queue: {e}; it is not served any more");
             return None;
         }
@@ -144,14 +144,15 @@ impl ControlQueue {
             return None;
         }
         let Some(active) = &mut state.active else {
-            return Some(false);
+            return Some(Sleep::Forever);
         };
         match active.serve(&self.agreement) {
-            Ok(turn) => Some(turn == Turn::More),
+            Ok(Turn::More) => Some(Sleep::No),
+            Ok(Turn::Waits) => Some(Sleep::Forever),
             Err(e) => {
                 log::error!("control queue stops until the driver resets it: {e}");
                 self.retire(&mut state);
-                Some(false)
+                Some(Sleep::Forever)
             }
         }
     }
@@ -160,12 +161,12 @@ impl ControlQueue {
     #[cfg(test)]
     pub fn settle(&self) {
         let mut events = Vec::with_capacity(2);
-        let mut more = false;
+        let mut next = Sleep::Forever;
         for _ in 0..1000 {
-            if !more && !self.wait.is_ready() {
+            if next == Sleep::Forever && !self.wait.is_ready() {
                 return;
             }
-            more = self.round(&mut events, true).unwrap();
+            next = self.round(&mut events, Sleep::No).unwrap();
         }
         panic!("the control queue spins");
     }

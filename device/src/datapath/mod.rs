@@ -25,6 +25,7 @@ use crate::uplink::{MAX_PACKET, Uplink};
 
 mod agreement;
 mod control_queue;
+mod moderation;
 mod notify;
 mod rx;
 #[cfg(test)]
@@ -297,6 +298,7 @@ impl Dataplane {
             return Some(position);
         }
         let pair = self.agreement.pairs.get(index / 2)?;
+        let counters = self.agreement.nic.counters.get(index / 2)?;
         let mut state = pair.lock();
         if let Some(kick) = self.kicks.lock().get_mut(index).and_then(Option::take) {
             pair.unwatch(kick.as_fd());
@@ -304,10 +306,9 @@ impl Dataplane {
         if index.is_multiple_of(2) {
             let rx = state.rx.take();
             state.update_steering(index / 2);
-            let counters = self.agreement.nic.counters.get(index / 2)?;
             rx.map(|rx| rx.stop(&counters.rx))
         } else {
-            state.tx.take().map(|tx| tx.ring.next_avail())
+            state.tx.take().map(|tx| tx.stop(&counters.tx))
         }
     }
 

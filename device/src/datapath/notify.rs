@@ -51,12 +51,16 @@ impl Interrupt {
         }
     }
 
-    /// Raises it if something was published that the driver wants to hear of.
-    pub fn raise_if_wanted(&self, ring: &mut SplitRing, counters: &QueueCounters) {
+    /// Raises it if something was published that the driver wants to hear of; whether it was.
+    pub fn raise_if_wanted(&self, ring: &mut SplitRing, counters: &QueueCounters) -> bool {
         match ring.interrupt_wanted() {
-            Some(true) => self.raise(counters),
+            Some(true) => {
+                self.raise(counters);
+                return true;
+            }
             Some(false) => counters.interrupts_suppressed.add(1),
             None => {}
         }
+        false
     }
 }

@@ -51,6 +51,12 @@ impl Transmitter {
         }
     }
 
+    /// Tells where the ring stands.
+    pub fn stop(mut self, counters: &QueueCounters) -> u16 {
+        self.interrupt.raise_if_wanted(&mut self.ring, counters);
+        self.ring.next_avail()
+    }
+
     /// Moves packets until the ring is empty, the uplink full or the budget spent.
     pub fn turn(
         &mut self,
@@ -105,7 +111,6 @@ impl Transmitter {
             }
         };
         self.ring.publish();
-        self.interrupt.raise_if_wanted(&mut self.ring, counters);
         Ok(turn)
     }
 }

@@ -8,12 +8,24 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 
 /// The token of events that are from [`WaitSet::wake`].
 pub(super) const WAKE: u64 = 0;
+
+/// How long a thread sleeps if nothing happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sleep {
+    /// Not at all: there is more to do.
+    No,
+    /// Until then.
+    Until(Instant),
+    /// Until something happens.
+    Forever,
+}
 
 /// Descriptors that one thread waits for, and a bell that others ring to wake it.
 #[derive(Debug)]
@@ -57,16 +69,18 @@ impl WaitSet {
         }
     }
 
-    /// Sleeps until something happens, or just looks; then `events` are what has.
-    pub fn wait(&self, events: &mut Vec<Event>, just_look: bool) -> io::Result<()> {
-        const AT_ONCE: Timespec = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+    /// Sleeps; then `events` are what has happened.
+    pub fn wait(&self, events: &mut Vec<Event>, sleep: Sleep) -> io::Result<()> {
         events.clear();
-        let timeout = just_look.then_some(&AT_ONCE);
+        let longest = match sleep {
+            Sleep::No => Some(Duration::ZERO),
+            Sleep::Until(then) => Some(then.saturating_duration_since(Instant::now())),
+            Sleep::Forever => None,
+        };
+        // None, which is for ever, for what is as good as that.
+        let timeout = longest.and_then(|longest| Timespec::try_from(longest).ok());
         let buffer = rustix::buffer::spare_capacity(events);
-        match epoll::wait(&self.epoll, buffer, timeout) {
+        match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(e.into()),
         }

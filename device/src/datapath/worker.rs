@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::epoll::{Event, EventFlags};
@@ -21,9 +22,10 @@ use crate::ring::pieces::PiecesMut;
 use crate::ring::split::RingError;
 use crate::uplink::{Received, UplinkQueue};
 
+use super::moderation::Moderation;
 use super::rx::Receiver;
 use super::tx::Transmitter;
-use super::wait_set::{WAKE, WaitSet};
+use super::wait_set::{Sleep, WAKE, WaitSet};
 use super::{BUDGET, LARGEST, Turn};
 
 const UPLINK: u64 = 1;
@@ -51,6 +53,7 @@ pub(super) struct PairState {
     /// Packets may wait in the uplink.
     readable: bool,
     overflow: Box<[u8; LARGEST]>,
+    moderation: Moderation,
     stop: bool,
 }
 
@@ -83,6 +86,7 @@ impl Pair {
             enabled: true,
             readable: true,
             overflow,
+            moderation: Moderation::default(),
             stop: false,
         });
         Ok(Pair {
@@ -130,17 +134,17 @@ impl Pair {
     /// The thread: serves the pair until told to stop.
     pub fn run(&self) {
         let mut events = Vec::with_capacity(8);
-        let mut more = Some(false);
-        while let Some(just_look) = more {
-            more = self.round(&mut events, just_look);
+        let mut next = Some(Sleep::Forever);
+        while let Some(sleep) = next {
+            next = self.round(&mut events, sleep);
         }
     }
 
-    /// Sleeps until something happens, or just looks, and takes a turn. Whether there is more to do
-    /// at once; `None` when told to stop.
-    fn round(&self, events: &mut Vec<Event>, just_look: bool) -> Option<bool> {
+    /// Sleeps until something happens, or so long, and takes a turn. How long to sleep next; `None`
+    /// when told to stop.
+    fn round(&self, events: &mut Vec<Event>, sleep: Sleep) -> Option<Sleep> {
         let counters = self.counters()?;
-        if let Err(e) = self.wait.wait(events, just_look) {
+        if let Err(e) = self.wait.wait(events, sleep) {
             log::error!("queue pair {}: {e}; the pair stops", self.index);
             return None;
         }
@@ -160,21 +164,44 @@ impl Pair {
         }
         let more = state.turn(self.nic.link_up(), counters, self.index);
         state.queue.flush();
-        Some(more)
+        let held_until = state.interrupt(counters);
+        Some(match held_until {
+            _ if more => Sleep::No,
+            Some(then) => Sleep::Until(then),
+            None => Sleep::Forever,
+        })
     }
 
-    /// Takes turns on the caller's thread until the worker would sleep.
+    /// Takes turns on the caller's thread until the worker would sleep with nothing left to do.
     #[cfg(test)]
     pub fn settle(&self) {
+        let mut sleep = self.work(Sleep::Forever);
+        while sleep != Sleep::Forever {
+            sleep = self.work(sleep);
+        }
+    }
+
+    /// Sleeps so long, then takes turns on the caller's thread until the worker would sleep again,
+    /// and tells how long.
+    #[cfg(test)]
+    pub fn work(&self, sleep: Sleep) -> Sleep {
         let mut events = Vec::with_capacity(8);
-        let mut more = false;
-        for _ in 0..1000 {
-            if !more && !self.wait.is_ready() {
-                return;
+        let mut next = sleep;
+        for round in 0..1000 {
+            let sleeps = next == Sleep::Forever || round > 0 && next != Sleep::No;
+            if sleeps && !self.wait.is_ready() {
+                return next;
             }
-            more = self.round(&mut events, true).unwrap();
+            next = self.round(&mut events, next).unwrap();
         }
         panic!("the worker spins");
+    }
+
+    /// As after an interrupt that was raised just now.
+    #[cfg(test)]
+    pub fn just_interrupted(&self) {
+        let octets = self.counters().unwrap().octets();
+        self.lock().moderation.raised(Instant::now(), octets);
     }
 }
 
@@ -248,6 +275,37 @@ impl PairState {
             more |= taken(&counters.rx) != before;
         }
         more
+    }
+
+    /// Raises the interrupts that the driver wants, both together, or holds them back for a while;
+    /// then until when.
+    fn interrupt(&mut self, counters: &PairCounters) -> Option<Instant> {
+        let rings = [
+            self.rx.as_ref().map(|rx| &rx.ring),
+            self.tx.as_ref().map(|tx| &tx.ring),
+        ];
+        let mut rings = rings.iter().flatten();
+        if rings.clone().all(|ring| ring.undecided() == 0) {
+            return None;
+        }
+        let now = Instant::now();
+        let octets = counters.octets();
+        // A driver must get buffers back before it runs out of them.
+        let scarce = rings.any(|ring| ring.undecided() > ring.size() / 4);
+        if !scarce && let Some(then) = self.moderation.hold(now, octets) {
+            return Some(then);
+        }
+        let mut raised = false;
+        if let Some(rx) = &mut self.rx {
+            raised |= rx.interrupt.raise_if_wanted(&mut rx.ring, &counters.rx);
+        }
+        if let Some(tx) = &mut self.tx {
+            raised |= tx.interrupt.raise_if_wanted(&mut tx.ring, &counters.tx);
+        }
+        if raised {
+            self.moderation.raised(now, octets);
+        }
+        None
     }
 
     /// Throws away what comes in while the cable is out; whether there is more.

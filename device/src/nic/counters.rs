@@ -133,6 +133,13 @@ pub struct PairCounters {
     pub tx: QueueCounters,
 }
 
+impl PairCounters {
+    /// Octets of frames, of both directions; wraps.
+    pub fn octets(&self) -> u64 {
+        self.rx.bytes.get().wrapping_add(self.tx.bytes.get())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -318,6 +318,13 @@ impl SplitRing {
         }
     }
 
+    /// Entries that were published since the last decision on an interrupt.
+    pub fn undecided(&self) -> u16 {
+        // A ring that was never decided on may have some from before it was ours.
+        self.signalled
+            .map_or(1, |signalled| self.published.wrapping_sub(signalled))
+    }
+
     /// Whether the driver wants an interrupt for what was published since the last call (2.7.7).
     /// `None`: nothing was.
     pub fn interrupt_wanted(&mut self) -> Option<bool> {

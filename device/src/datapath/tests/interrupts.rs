@@ -11,6 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::datapath::RingSetup;
 use crate::datapath::notify::Interrupt;
+use crate::datapath::wait_set::Sleep;
 use crate::nic::features::VIRTIO_F_EVENT_IDX;
 
 use super::guest::{event, packet, take_count};
@@ -55,6 +56,64 @@ fn many_packets_in_one_turn_are_one_interrupt() {
         rig.tx.send(&packet(number, 100), &[]);
     }
     rig.settle();
+    assert_eq!(rig.tx.interrupts(), 1);
+}
+
+/// A pair that has much to send right after an interrupt, and whose driver wants to hear of it all.
+fn in_bulk() -> super::rig::Rig {
+    let mut rig = Make::default().rig();
+    for number in 0..2 {
+        rig.tx.send(&packet(number, 9000), &[2000; 4]);
+    }
+    rig.tx.driver.set_used_event(1);
+    rig.pair().just_interrupted();
+    rig
+}
+
+/// Something that is held back must be seen once; each time it may be that this thread is stopped
+/// for so long that nothing is held back.
+fn until_held(attempt: impl Fn() -> bool) {
+    assert!((0..100).any(|_| attempt()), "no interrupt was held back");
+}
+
+#[test]
+fn in_bulk_an_interrupt_waits_but_is_not_lost() {
+    until_held(|| {
+        let rig = in_bulk();
+        let sleep = rig.pair().work(Sleep::Forever);
+        // The driver sees the packets at once, whatever becomes of the interrupt.
+        assert_eq!(rig.tx.driver.used_idx(), 2);
+        let at_once = rig.tx.interrupts();
+        let held = matches!(sleep, Sleep::Until(_));
+        assert_eq!(at_once, u64::from(!held));
+        if held {
+            assert_eq!(rig.pair().work(sleep), Sleep::Forever);
+            assert_eq!(rig.tx.interrupts(), 1);
+        }
+        held
+    });
+}
+
+#[test]
+fn an_interrupt_that_waits_is_raised_when_its_ring_stops() {
+    until_held(|| {
+        let rig = in_bulk();
+        let held = rig.pair().work(Sleep::Forever) != Sleep::Forever;
+        rig.dataplane.stop_ring(1);
+        assert_eq!(rig.tx.interrupts(), 1);
+        held
+    });
+}
+
+#[test]
+fn an_interrupt_does_not_wait_when_the_driver_runs_out_of_buffers() {
+    let mut rig = in_bulk();
+    rig.tx.driver.set_used_event(17);
+    for number in 2..18 {
+        rig.tx.send(&packet(number, 100), &[]);
+    }
+    // More than a quarter of the 64 descriptors.
+    assert_eq!(rig.pair().work(Sleep::Forever), Sleep::Forever);
     assert_eq!(rig.tx.interrupts(), 1);
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::datapath::Dataplane;
+use crate::datapath::worker::Pair;
 use crate::nic::counters::{DROP_REASONS, DropReason, PairCounters, QueueCounters};
 use crate::nic::features::{self as f, Features};
 use crate::nic::offload::Offloads;
@@ -138,6 +139,10 @@ impl Rig {
                 pair.settle();
             }
         }
+    }
+
+    pub fn pair(&self) -> &Pair {
+        &self.dataplane.agreement.pairs[0]
     }
 
     pub fn cable(&self) -> &Cable {
