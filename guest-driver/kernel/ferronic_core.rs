@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A driver for virtio network cards on the PCI bus (VIRTIO 1.3, 5.1).
+//!
+//! Each folder is a layer that knows only those named before it:
+//!
+//! - `bindings`: what the kernel's own bindings lack, and C shims
+//! - `net`: safe wrappers for the networking core
+//! - `driver`: the driver proper
+
+mod bindings;
+mod driver;
+
+kernel::module_pci_driver! {
+    type: driver::Ferronic,
+    name: "ferronic",
+    authors: ["The Ferronic authors"],
+    description: "virtio network card",
+    license: "GPL v2",
+}
