@@ -172,8 +172,6 @@ struct Capability {
 impl Capability {
     /// Reads struct virtio_pci_cap; `None` if it is cut short.
     fn read(space: &impl ConfigSpace, position: u8) -> Option<Self> {
-        // The last octet must be in the configuration space.
-        position.checked_add(CAP_LEN - 1)?;
         let octet = |at: u8| space.read8(position.checked_add(at)?);
         let cap_len = octet(2)?;
         if cap_len < CAP_LEN {

@@ -9,8 +9,8 @@
 //! [`Transport::enable_queue`] needs, and [`Doorbell`] is what a queue's [`Virtqueue::publish`]
 //! asks to be rung.
 //!
-//! A device with which [`Features::ACCESS_PLATFORM`] is not agreed on uses physical addresses, and then
-//! [`crate::dma::Mapper::physical`] is right for its buffers, else [`crate::dma::Mapper::new`].
+//! Without [`Features::ACCESS_PLATFORM`] a device uses physical addresses, and buffers are mapped
+//! with [`crate::dma::Mapper::physical`]; with it, with [`crate::dma::Mapper::new`].
 //!
 //! The device is not trusted. What it says of its registers is checked against its BARs, what it
 //! says of buffers against what it was given. Nothing that it can do leads to a panic or to memory

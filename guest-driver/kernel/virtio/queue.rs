@@ -66,6 +66,10 @@ use kernel::{
     }, //
 };
 
+#[cfg(CONFIG_KUNIT = "y")]
+#[path = "queue_tests.rs"]
+mod tests;
+
 /// A piece of a buffer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Segment {

@@ -1,0 +1,708 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Virtqueues against a device that is played over the same memory, and that can be told to lie.
+
+use super::*;
+use kernel::{
+    bindings,
+    faux, //
+};
+
+/// A device that can do DMA, on no real bus.
+struct Platform(faux::Registration);
+
+impl Platform {
+    fn new() -> Result<Self> {
+        let registration = faux::Registration::new(c"ferronic-kunit", None)?;
+        let device: &Device<Bound> = registration.as_ref().as_ref();
+        let raw: *mut bindings::device = core::ptr::from_ref(device).cast_mut().cast();
+        // SAFETY: `device` is a transparent wrapper of a valid `struct device` that nobody else
+        // knows yet.
+        unsafe {
+            (*raw).coherent_dma_mask = u64::MAX;
+            (*raw).dma_mask = &raw mut (*raw).coherent_dma_mask;
+        }
+        Ok(Self(registration))
+    }
+
+    fn device(&self) -> &Device<Bound> {
+        self.0.as_ref().as_ref()
+    }
+}
+
+/// A piece of a chain, as the device sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    addr: u64,
+    len: u32,
+    write: bool,
+}
+
+/// A chain, as the device sees it.
+struct Chain {
+    head: u16,
+    pieces: KVec<Piece>,
+}
+
+/// The device's side of a queue.
+#[derive(Default)]
+struct Peer {
+    available: u16,
+    used: u16,
+}
+
+/// Offset in octets of `addr` from the start of `area`, if it is in there.
+fn offset_in<T>(area: &Coherent<[T]>, addr: u64) -> Option<usize> {
+    let offset = usize::try_from(addr.checked_sub(area.dma_address())?).ok()?;
+    (offset < area.size()).then_some(offset)
+}
+
+fn read_descriptor(table: &Coherent<[Descriptor]>, at: usize) -> Result<Descriptor> {
+    Ok(io_project!(table, [try: at]).copy_read())
+}
+
+impl Peer {
+    /// The next available chain, if there is one. Fails if it breaks the rules.
+    fn next<T>(&mut self, queue: &Virtqueue<T>) -> Result<Option<Chain>> {
+        let index = u16::from_le(io_read!(queue.driver, [try: 1]));
+        if index == self.available {
+            return Ok(None);
+        }
+        let place = 2 + usize::from(self.available & queue.mask);
+        let head = u16::from_le(io_read!(queue.driver, [try: place]));
+        self.available = self.available.wrapping_add(1);
+
+        let mut pieces = KVec::new();
+        let mut table = &queue.descriptors;
+        let (mut first, mut at, mut limit) = (0, usize::from(head), usize::from(queue.size()));
+        loop {
+            // A chain that is longer than its table loops.
+            if pieces.len() >= limit {
+                return Err(ELOOP);
+            }
+            let descriptor = read_descriptor(table, first + at)?;
+            let flags = u16::from_le(descriptor.flags);
+            let addr = u64::from_le(descriptor.addr);
+            let len = u32::from_le(descriptor.len);
+            if flags & INDIRECT != 0 {
+                // Only one, and alone (2.7.5.3.1).
+                if flags != INDIRECT || !pieces.is_empty() || limit != usize::from(queue.size()) {
+                    return Err(EINVAL);
+                }
+                let tables = queue.tables.as_ref().ok_or(EINVAL)?;
+                let (chunk, offset) = tables
+                    .chunks
+                    .iter()
+                    .find_map(|chunk| Some((chunk, offset_in(chunk, addr)?)))
+                    .ok_or(EFAULT)?;
+                table = chunk;
+                first = offset / size_of::<Descriptor>();
+                at = 0;
+                limit = len as usize / size_of::<Descriptor>();
+                continue;
+            }
+            let write = flags & WRITE != 0;
+            if pieces
+                .last()
+                .is_some_and(|piece: &Piece| piece.write && !write)
+            {
+                return Err(EINVAL);
+            }
+            pieces.push(Piece { addr, len, write }, GFP_KERNEL)?;
+            if flags & NEXT == 0 {
+                return Ok(Some(Chain { head, pieces }));
+            }
+            at = u16::from_le(descriptor.next).into();
+        }
+    }
+
+    /// Writes a used element without showing it.
+    fn put<T>(&mut self, queue: &Virtqueue<T>, id: u32, len: u32) -> Result {
+        let place = 1 + 2 * usize::from(self.used & queue.mask);
+        io_write!(queue.device, [try: place], id.to_le());
+        io_write!(queue.device, [try: place + 1], len.to_le());
+        self.used = self.used.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the elements. Returns whether the driver wants an interrupt, `old` being the index
+    /// that was shown before; found by looking at each element's index.
+    fn show<T>(&self, queue: &Virtqueue<T>, old: u16) -> Result<bool> {
+        self.set_index(queue, self.used)?;
+        if queue.event_idx {
+            let place = 2 + usize::from(queue.size());
+            let event = u16::from_le(io_read!(queue.driver, [try: place]));
+            let count = self.used.wrapping_sub(old);
+            Ok((0..count).any(|i| old.wrapping_add(i) == event))
+        } else {
+            let flags = u16::from_le(io_read!(queue.driver, [try: 0]));
+            Ok(flags & 1 == 0)
+        }
+    }
+
+    /// Uses one chain and shows it. Returns whether the driver wants an interrupt.
+    fn give<T>(&mut self, queue: &Virtqueue<T>, id: u32, len: u32) -> Result<bool> {
+        let old = self.used;
+        self.put(queue, id, len)?;
+        self.show(queue, old)
+    }
+
+    /// Uses all available chains. Returns how many, and whether the driver wants an interrupt.
+    fn give_all<T>(&mut self, queue: &Virtqueue<T>) -> Result<(u16, bool)> {
+        let old = self.used;
+        while let Some(chain) = self.next(queue)? {
+            self.put(queue, chain.head.into(), 0)?;
+        }
+        let interrupt = self.used != old && self.show(queue, old)?;
+        Ok((self.used.wrapping_sub(old), interrupt))
+    }
+
+    fn set_index<T>(&self, queue: &Virtqueue<T>, index: u16) -> Result {
+        io_write!(queue.device, [try: 0], (u32::from(index) << 16).to_le());
+        Ok(())
+    }
+
+    /// Asks to be notified of buffer `event`.
+    fn set_event<T>(&self, queue: &Virtqueue<T>, event: u16) -> Result {
+        let place = 1 + 2 * usize::from(queue.size());
+        io_write!(queue.device, [try: place], u32::from(event).to_le());
+        Ok(())
+    }
+}
+
+/// `N` pieces at addresses that tell them apart.
+fn segments<const N: usize>(seed: u64, len: u32) -> [Segment; N] {
+    core::array::from_fn(|i| Segment {
+        addr: seed * 0x10_0000 + i as u64 * 0x1000,
+        len,
+    })
+}
+
+/// Whether `pieces` are `out` and `input`, in this order.
+fn is_same(pieces: &[Piece], out: &[Segment], input: &[Segment]) -> bool {
+    let piece = |segment: &Segment, write| Piece {
+        addr: segment.addr,
+        len: segment.len,
+        write,
+    };
+    let out = out.iter().map(|segment| piece(segment, false));
+    let input = input.iter().map(|segment| piece(segment, true));
+    pieces.iter().copied().eq(out.chain(input))
+}
+
+/// The combinations of features that make a difference.
+const COMBINATIONS: [Features; 5] = [
+    Features::NONE,
+    Features::EVENT_IDX,
+    Features::INDIRECT_DESC,
+    Features::EVENT_IDX.with(Features::INDIRECT_DESC),
+    Features::EVENT_IDX.with(Features::ORDER_PLATFORM),
+];
+
+#[kunit_tests(ferronic_virtqueue)]
+mod cases {
+    use super::super::super::testing::Random;
+    use super::*;
+
+    #[test]
+    fn a_buffer_goes_round() -> Result {
+        let platform = Platform::new()?;
+        for features in COMBINATIONS {
+            let mut queue = Virtqueue::with_tables(platform.device(), 3, 16, features, 4)?;
+            let mut peer = Peer::default();
+            let out: [Segment; 2] = segments(1, 100);
+            let input: [Segment; 2] = segments(2, 200);
+            assert!(queue.add(&out, &input, 'a').is_ok());
+            // Not before it is published.
+            assert!(peer.next(&queue)?.is_none());
+            assert!(queue.publish());
+            assert!(!queue.publish());
+            let Some(chain) = peer.next(&queue)? else {
+                return Err(ENOENT);
+            };
+            assert!(is_same(&chain.pieces, &out, &input));
+            assert!(peer.next(&queue)?.is_none());
+            assert_eq!(queue.outstanding(), 1);
+            assert_eq!(queue.pop(), Ok(None));
+            peer.give(&queue, chain.head.into(), 399)?;
+            let token = 'a';
+            assert_eq!(queue.pop(), Ok(Some(Used { token, len: 399 })));
+            assert_eq!(queue.pop(), Ok(None));
+            assert_eq!(queue.free(), 16);
+            assert_eq!(queue.outstanding(), 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_device_is_told_where_the_areas_are() -> Result {
+        let platform = Platform::new()?;
+        let queue = Virtqueue::<()>::new(platform.device(), 5, 256, Features::EVENT_IDX)?;
+        let addresses = queue.addresses();
+        assert_eq!(addresses.size, 256);
+        assert_eq!(queue.index(), 5);
+        // 2.7: alignment of the areas, and their sizes.
+        assert!(addresses.descriptor.is_multiple_of(16));
+        assert!(addresses.driver.is_multiple_of(2));
+        assert!(addresses.device.is_multiple_of(4));
+        assert_eq!(queue.descriptors.size(), 16 * 256);
+        assert_eq!(queue.driver.size(), 6 + 2 * 256);
+        assert!(queue.device.size() >= 6 + 8 * 256);
+        for size in [0, 3, 255, 32769] {
+            assert!(Virtqueue::<()>::new(platform.device(), 0, size, Features::NONE).is_err());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_full_queue_says_so_and_gives_the_token_back() -> Result {
+        let platform = Platform::new()?;
+        for features in COMBINATIONS {
+            let mut queue = Virtqueue::new(platform.device(), 0, 8, features)?;
+            let mut peer = Peer::default();
+            let piece: [Segment; 1] = segments(1, 64);
+            for i in 0..8 {
+                assert_eq!(queue.free(), 8 - i);
+                assert!(queue.add(&[], &piece, i).is_ok());
+            }
+            let refused = queue.add(&[], &piece, 99);
+            assert!(refused.is_err_and(|full| full.token == 99 && full.why == Refused::NoRoom));
+            queue.publish();
+            let Some(chain) = peer.next(&queue)? else {
+                return Err(ENOENT);
+            };
+            peer.give(&queue, chain.head.into(), 1)?;
+            assert!(queue.pop().is_ok_and(|used| used.is_some()));
+            let two: [Segment; 2] = segments(1, 64);
+            let refused = queue.add(&[], &two, 99);
+            assert!(refused.is_err_and(|full| full.why == Refused::NoRoom));
+            assert!(queue.add(&[], &piece, 8).is_ok());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_can_never_be_sent_is_told_apart() -> Result {
+        let platform = Platform::new()?;
+        let mut queue = Virtqueue::new(platform.device(), 0, 4, Features::NONE)?;
+        let why = |result: Result<(), Full<()>>| result.err().map(|full| full.why);
+        let five: [Segment; 5] = segments(1, 1);
+        let empty: [Segment; 1] = segments(1, 0);
+        let huge: [Segment; 2] = segments(1, 1 << 31);
+        assert_eq!(why(queue.add(&[], &[], ())), Some(Refused::Empty));
+        assert_eq!(why(queue.add(&empty, &[], ())), Some(Refused::Empty));
+        assert_eq!(why(queue.add(&[], &empty, ())), Some(Refused::Empty));
+        assert_eq!(why(queue.add(&five, &[], ())), Some(Refused::TooLong));
+        assert_eq!(
+            why(queue.add(&five[..3], &five[3..], ())),
+            Some(Refused::TooLong)
+        );
+        assert_eq!(why(queue.add(&[], &huge, ())), Some(Refused::TooLong));
+        assert_eq!(queue.free(), 4);
+        assert!(!queue.publish());
+        assert!(queue.add(&five[..4], &[], ()).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn indices_wrap() -> Result {
+        let platform = Platform::new()?;
+        for features in [Features::NONE, Features::EVENT_IDX] {
+            let mut queue = Virtqueue::new(platform.device(), 0, 4, features)?;
+            let mut peer = Peer::default();
+            let piece: [Segment; 3] = segments(1, 64);
+            for i in 0..70_000u32 {
+                let count = 1 + i as usize % 3;
+                assert!(queue.add(&piece[..count], &[], i).is_ok());
+                queue.publish();
+                let Some(chain) = peer.next(&queue)? else {
+                    return Err(ENOENT);
+                };
+                assert_eq!(chain.pieces.len(), count);
+                peer.give(&queue, chain.head.into(), 0)?;
+                assert_eq!(queue.pop(), Ok(Some(Used { token: i, len: 0 })));
+            }
+            assert_eq!(queue.free(), 4);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn chains_in_tables_take_one_descriptor_each() -> Result {
+        let platform = Platform::new()?;
+        // Several chunks of tables, and a longest chain that fills its table.
+        let features = Features::INDIRECT_DESC;
+        let mut queue = Virtqueue::with_tables(platform.device(), 0, 256, features, 18)?;
+        assert!(queue
+            .tables
+            .as_ref()
+            .is_some_and(|tables| tables.chunks.len() > 1));
+        let mut peer = Peer::default();
+        for i in 0..256u16 {
+            let out: [Segment; 18] = segments(i.into(), 1 + u32::from(i));
+            let count = 1 + usize::from(i) % 18;
+            assert!(queue.add(&out[..count], &[], i).is_ok());
+            assert_eq!(queue.free(), 255 - i);
+        }
+        queue.publish();
+        for i in 0..256u16 {
+            let Some(chain) = peer.next(&queue)? else {
+                return Err(ENOENT);
+            };
+            let out: [Segment; 18] = segments(i.into(), 1 + u32::from(i));
+            let count = 1 + usize::from(i) % 18;
+            // All tables are looked at after all were written: none overlaps another.
+            assert!(is_same(&chain.pieces, &out[..count], &[]));
+            peer.give(&queue, chain.head.into(), 0)?;
+        }
+        for i in 0..256u16 {
+            assert_eq!(queue.pop(), Ok(Some(Used { token: i, len: 0 })));
+        }
+        // One that does not fit into a table goes into the ring itself.
+        let long: [Segment; 19] = segments(7, 7);
+        assert!(queue.add(&long[..4], &long[4..], 0).is_ok());
+        assert_eq!(queue.free(), 256 - 19);
+        queue.publish();
+        let Some(chain) = peer.next(&queue)? else {
+            return Err(ENOENT);
+        };
+        assert!(is_same(&chain.pieces, &long[..4], &long[4..]));
+        Ok(())
+    }
+
+    #[test]
+    fn out_of_order_use_is_fine() -> Result {
+        let platform = Platform::new()?;
+        let mut queue = Virtqueue::new(platform.device(), 0, 16, Features::NONE)?;
+        let mut peer = Peer::default();
+        let pieces: [Segment; 4] = segments(1, 10);
+        let mut heads = [0u32; 4];
+        for (i, head) in heads.iter_mut().enumerate() {
+            assert!(queue.add(&pieces[..i], &pieces[i..], i).is_ok());
+            queue.publish();
+            *head = peer.next(&queue)?.ok_or(ENOENT)?.head.into();
+        }
+        for i in [2usize, 0, 3, 1] {
+            peer.give(&queue, heads[i], 10)?;
+            assert_eq!(queue.pop(), Ok(Some(Used { token: i, len: 10 })));
+        }
+        assert_eq!(queue.free(), 16);
+        Ok(())
+    }
+
+    #[test]
+    fn a_used_index_out_of_reach_breaks_the_queue() -> Result {
+        let platform = Platform::new()?;
+        for ahead in [3u16, 4, 100, 32768, 65535] {
+            let mut queue = Virtqueue::new(platform.device(), 0, 8, Features::EVENT_IDX)?;
+            let peer = Peer::default();
+            let piece: [Segment; 1] = segments(1, 10);
+            assert!(queue.add(&[], &piece, 0).is_ok());
+            assert!(queue.add(&[], &piece, 1).is_ok());
+            queue.publish();
+            // One that was added but not shown does not count.
+            assert!(queue.add(&[], &piece, 2).is_ok());
+            peer.set_index(&queue, ahead)?;
+            let broken = Broken::UsedIndex {
+                index: ahead,
+                available: 2,
+            };
+            assert_eq!(queue.pop(), Err(broken));
+            // For good, even if the device says something else now.
+            peer.set_index(&queue, 1)?;
+            assert_eq!(queue.pop(), Err(broken));
+            assert_eq!(queue.broken(), Some(broken));
+            let refused = queue.add(&[], &piece, 3);
+            assert!(refused.is_err_and(|full| full.why == Refused::Broken));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_used_element_that_lies_breaks_the_queue() -> Result {
+        let platform = Platform::new()?;
+        let not = |id| Broken::NotOutstanding { id };
+        let length = Broken::Length { len: 31, room: 30 };
+        for (id, len, broken) in [
+            (8, 0, not(8)),
+            (1, 0, not(1)),
+            (7, 0, not(7)),
+            (65536, 0, not(65536)),
+            (u32::MAX, u32::MAX, not(u32::MAX)),
+            (0, 31, length),
+        ] {
+            let mut queue = Virtqueue::new(platform.device(), 0, 8, Features::NONE)?;
+            let mut peer = Peer::default();
+            let pieces: [Segment; 3] = segments(1, 10);
+            assert!(queue.add(&[], &pieces, 'a').is_ok());
+            queue.publish();
+            peer.give(&queue, id, len)?;
+            assert_eq!(queue.pop(), Err(broken));
+            assert_eq!(queue.pop(), Err(broken));
+            // The buffer is still in the queue's keeping.
+            let mut left = queue.drain();
+            assert_eq!(left.next(), Some('a'));
+            assert_eq!(left.next(), None);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_chain_used_twice_breaks_the_queue() -> Result {
+        let platform = Platform::new()?;
+        let mut queue = Virtqueue::new(platform.device(), 0, 8, Features::NONE)?;
+        let mut peer = Peer::default();
+        let piece: [Segment; 1] = segments(1, 10);
+        for i in 0..2 {
+            assert!(queue.add(&[], &piece, i).is_ok());
+        }
+        queue.publish();
+        peer.give(&queue, 0, 10)?;
+        peer.give(&queue, 0, 10)?;
+        assert_eq!(queue.pop(), Ok(Some(Used { token: 0, len: 10 })));
+        assert_eq!(queue.pop(), Err(Broken::NotOutstanding { id: 0 }));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_the_device_writes_to_the_driver_is_believed() -> Result {
+        let platform = Platform::new()?;
+        let features = Features::INDIRECT_DESC;
+        let mut queue = Virtqueue::with_tables(platform.device(), 0, 8, features, 2)?;
+        let mut peer = Peer::default();
+        let pieces: [Segment; 3] = segments(1, 10);
+        let mut random = Random::new(7);
+        for round in 0..200u32 {
+            let out = random.below(4) as usize;
+            assert!(queue.add(&pieces[..out], &pieces[out..], round).is_ok());
+            queue.publish();
+            let head = peer.next(&queue)?.ok_or(ENOENT)?.head;
+            // Everything that a chain consists of is overwritten.
+            for at in 0..8 {
+                let garbage = Descriptor {
+                    addr: u64::from(random.next()) << 32,
+                    len: random.next(),
+                    flags: random.next() as u16,
+                    next: random.next() as u16,
+                };
+                io_project!(queue.descriptors, [try: at]).copy_write(garbage);
+            }
+            for at in 2..10 {
+                io_write!(queue.driver, [try: at], random.next() as u16);
+            }
+            peer.give(&queue, head.into(), 0)?;
+            assert_eq!(
+                queue.pop(),
+                Ok(Some(Used {
+                    token: round,
+                    len: 0
+                }))
+            );
+            assert_eq!(queue.free(), 8);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn garbage_in_the_device_area_never_yields_a_token_twice() -> Result {
+        let platform = Platform::new()?;
+        let mut random = Random::new(11);
+        let pieces: [Segment; 3] = segments(1, 1000);
+        for _ in 0..500 {
+            let features = COMBINATIONS[random.below(COMBINATIONS.len() as u32) as usize];
+            let mut queue = Virtqueue::with_tables(platform.device(), 0, 16, features, 3)?;
+            let (mut given, mut seen) = (0u32, 0u64);
+            for _ in 0..40 {
+                let count = 1 + random.below(3) as usize;
+                if given < 64 && queue.add(&[], &pieces[..count], given).is_ok() {
+                    given += 1;
+                }
+                queue.publish();
+                // Small numbers, so that some of it makes sense.
+                for at in 0..device_area::length(16) {
+                    let word = match random.below(4) {
+                        0 => random.next(),
+                        1 => random.below(20) << 16,
+                        _ => random.below(20),
+                    };
+                    io_write!(queue.device, [try: at], word.to_le());
+                }
+                let _ = queue.enable_callback_delayed();
+                while let Ok(Some(used)) = queue.pop() {
+                    assert!(used.token < given && used.len <= 3000);
+                    assert_eq!(seen >> used.token & 1, 0);
+                    seen |= 1 << used.token;
+                }
+                queue.disable_callback();
+            }
+            for token in queue.drain() {
+                assert_eq!(seen >> token & 1, 0);
+                seen |= 1 << token;
+            }
+            // And none is lost.
+            assert_eq!(seen.count_ones(), given);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_queue_that_was_reset_is_as_new() -> Result {
+        let platform = Platform::new()?;
+        for features in COMBINATIONS {
+            let mut queue = Virtqueue::with_tables(platform.device(), 0, 8, features, 2)?;
+            let pieces: [Segment; 2] = segments(1, 10);
+            for round in 0..3 {
+                let mut peer = Peer::default();
+                for i in 0..4 {
+                    assert!(queue.add(&[], &pieces, i + round).is_ok());
+                }
+                queue.publish();
+                let chain = peer.next(&queue)?.ok_or(ENOENT)?;
+                peer.give(&queue, chain.head.into(), 20)?;
+                assert!(queue.pop().is_ok_and(|used| used.is_some()));
+                queue.disable_callback();
+                peer.set_index(&queue, 77)?;
+                assert!(queue.pop().is_err());
+                assert_eq!(queue.drain().count(), 3);
+                queue.reset();
+                assert_eq!(queue.free(), 8);
+                assert_eq!(queue.broken(), None);
+                assert_eq!(queue.pop(), Ok(None));
+                assert!(Peer::default().next(&queue)?.is_none());
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_device_is_notified_when_it_asks_to_be() -> Result {
+        let platform = Platform::new()?;
+        // By index: compared with looking at each buffer's.
+        let mut random = Random::new(3);
+        let mut queue = Virtqueue::new(platform.device(), 0, 64, Features::EVENT_IDX)?;
+        let mut peer = Peer::default();
+        let piece: [Segment; 1] = segments(1, 10);
+        let mut shown = 0u16;
+        for _ in 0..20_000 {
+            let event = shown.wrapping_add(random.below(80) as u16).wrapping_sub(8);
+            peer.set_event(&queue, event)?;
+            let count = random.below(6) as u16;
+            for _ in 0..count {
+                assert!(queue.add(&piece, &[], ()).is_ok());
+            }
+            let expected = (0..count).any(|i| shown.wrapping_add(i) == event);
+            assert_eq!(queue.publish(), expected);
+            shown = shown.wrapping_add(count);
+            // Its index must not disturb its event.
+            peer.give_all(&queue)?;
+            while queue.pop().is_ok_and(|used| used.is_some()) {}
+        }
+        // By flag.
+        let mut queue = Virtqueue::new(platform.device(), 0, 8, Features::NONE)?;
+        for (flags, expected) in [(0u32, true), (1, false), (0, true)] {
+            io_write!(queue.device, [try: 0], flags.to_le());
+            assert!(queue.add(&piece, &[], ()).is_ok());
+            assert_eq!(queue.publish(), expected);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn there_is_no_interrupt_while_callbacks_are_disabled() -> Result {
+        let platform = Platform::new()?;
+        let piece: [Segment; 1] = segments(1, 10);
+        for features in COMBINATIONS {
+            let mut queue = Virtqueue::new(platform.device(), 0, 32768, features)?;
+            let mut peer = Peer::default();
+            assert!(!queue.enable_callback());
+            // Before anything is used, so the event asked for is still to come.
+            queue.disable_callback();
+            for _ in 0..32768 {
+                assert!(queue.add(&piece, &[], ()).is_ok());
+            }
+            queue.publish();
+            for _ in 0..32768 {
+                let chain = peer.next(&queue)?.ok_or(ENOENT)?;
+                assert!(!peer.give(&queue, chain.head.into(), 0)?);
+            }
+            assert!(queue.enable_callback());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn no_wake_up_is_lost() -> Result {
+        let platform = Platform::new()?;
+        let piece: [Segment; 1] = segments(1, 10);
+        for features in COMBINATIONS {
+            let mut random = Random::new(5);
+            let mut queue = Virtqueue::new(platform.device(), 0, 32, features)?;
+            let mut peer = Peer::default();
+            // The driver sleeps until an interrupt; `wait` used buffers may pass without one.
+            let mut wait = 0u16;
+            for _ in 0..20_000 {
+                for _ in 0..random.below(5) {
+                    let _ = queue.add(&piece, &[], ());
+                }
+                queue.publish();
+                // The device uses some, if it likes, and decides on one interrupt for them.
+                let old = peer.used;
+                for _ in 0..random.below(8) {
+                    let Some(chain) = peer.next(&queue)? else {
+                        break;
+                    };
+                    peer.put(&queue, chain.head.into(), 0)?;
+                }
+                let used = peer.used.wrapping_sub(old);
+                if used == 0 {
+                    continue;
+                }
+                let interrupt = peer.show(&queue, old)?;
+                if features.contains(Features::EVENT_IDX) {
+                    // Exactly when enough are used.
+                    assert_eq!(interrupt, used > wait);
+                } else {
+                    assert!(interrupt);
+                }
+                if !interrupt {
+                    wait -= used;
+                    continue;
+                }
+                // The driver wakes up and polls.
+                loop {
+                    queue.disable_callback();
+                    // While it does, it is not interrupted.
+                    if random.below(2) == 0 {
+                        let (count, interrupt) = peer.give_all(&queue)?;
+                        assert!(count == 0 || !interrupt);
+                    }
+                    while queue.pop().is_ok_and(|used| used.is_some()) {}
+                    let delayed = random.below(2) == 0;
+                    // Buffers that are used just before it goes to sleep are found.
+                    let late = match random.below(3) {
+                        0 => peer.give_all(&queue)?.0,
+                        _ => 0,
+                    };
+                    let outstanding = queue.outstanding();
+                    let again = if delayed {
+                        queue.enable_callback_delayed()
+                    } else {
+                        queue.enable_callback()
+                    };
+                    wait = 0;
+                    if delayed && features.contains(Features::EVENT_IDX) && outstanding > 0 {
+                        wait = (0..outstanding)
+                            .find(|n| 4 * (n + 1) >= 3 * outstanding)
+                            .unwrap_or(0);
+                    }
+                    assert_eq!(again, late > wait);
+                    if !again {
+                        wait -= late;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
