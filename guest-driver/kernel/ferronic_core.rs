@@ -6,10 +6,16 @@
 //!
 //! - `bindings`: what the kernel's own bindings lack, and C shims
 //! - `net`: safe wrappers for the networking core
+//! - `dma`: memory that a device may touch
+//! - `virtio`: the device's registers and its queues
 //! - `driver`: the driver proper
 
 mod bindings;
+#[allow(dead_code, reason = "not all used yet")]
+mod dma;
 mod driver;
+#[allow(dead_code, unused_imports, reason = "not all used yet")]
+mod virtio;
 
 kernel::module_pci_driver! {
     type: driver::Ferronic,
