@@ -8,4 +8,5 @@
 #include <net/netdev_queues.h>
 #include <uapi/linux/virtio_net.h>
 
+#include "../dma/shim.h"
 #include "shim.h"

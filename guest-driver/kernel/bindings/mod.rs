@@ -19,6 +19,7 @@
 )]
 #![allow(
     clippy::as_underscore,
+    clippy::cast_lossless,
     clippy::ptr_as_ptr,
     clippy::ref_as_ptr,
     clippy::undocumented_unsafe_blocks,

@@ -7,9 +7,9 @@
 //!
 //! C header: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
 
+use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
-    bindings,
     device::{
         Bound,
         Device, //
@@ -20,50 +20,6 @@ use kernel::{
     },
     prelude::*, //
 };
-
-mod shim {
-    use super::*;
-
-    // Declared in shim.h.
-    #[allow(
-        improper_ctypes,
-        reason = "structures that are empty in some configurations"
-    )]
-    unsafe extern "C" {
-        pub(super) fn ferronic_dma_map_single(
-            dev: *mut bindings::device,
-            start: *mut c_void,
-            len: usize,
-            direction: bindings::dma_data_direction,
-        ) -> DmaAddress;
-        pub(super) fn ferronic_dma_map_page(
-            dev: *mut bindings::device,
-            page: *mut bindings::page,
-            offset: usize,
-            len: usize,
-            direction: bindings::dma_data_direction,
-        ) -> DmaAddress;
-        pub(super) fn ferronic_dma_unmap(
-            dev: *mut bindings::device,
-            addr: DmaAddress,
-            len: usize,
-            direction: bindings::dma_data_direction,
-        );
-        pub(super) fn ferronic_dma_sync_for_cpu(
-            dev: *mut bindings::device,
-            addr: DmaAddress,
-            len: usize,
-            direction: bindings::dma_data_direction,
-        );
-        pub(super) fn ferronic_dma_sync_for_device(
-            dev: *mut bindings::device,
-            addr: DmaAddress,
-            len: usize,
-            direction: bindings::dma_data_direction,
-        );
-        pub(super) fn ferronic_dma_is_translated(dev: *mut bindings::device) -> bool;
-    }
-}
 
 /// The C side of `dev`.
 fn as_raw(dev: &Device<Bound>) -> *mut bindings::device {
@@ -77,7 +33,7 @@ const MAPPING_ERROR: DmaAddress = !0;
 /// Whether something, such as an IOMMU, translates the addresses that `dev` is given by the DMA API.
 pub(crate) fn is_translated(dev: &Device<Bound>) -> bool {
     // SAFETY: `dev` is a valid device.
-    unsafe { shim::ferronic_dma_is_translated(as_raw(dev)) }
+    unsafe { bindings::ferronic_dma_is_translated(as_raw(dev)) }
 }
 
 /// How memory is made known to one device.
@@ -126,11 +82,11 @@ impl<'a> Mapper<'a> {
         // SAFETY: By the type invariant the device can be mapped for, and by the safety
         // requirements the memory can be mapped.
         let addr = unsafe {
-            shim::ferronic_dma_map_single(
+            bindings::ferronic_dma_map_single(
                 self.raw(),
                 start.as_ptr().cast(),
                 len as usize,
-                direction.into(),
+                direction as u32,
             )
         };
         self.mapping(addr, len, direction)
@@ -154,12 +110,12 @@ impl<'a> Mapper<'a> {
     ) -> Result<Mapping<'a>> {
         // SAFETY: As in `map_single`.
         let addr = unsafe {
-            shim::ferronic_dma_map_page(
+            bindings::ferronic_dma_map_page(
                 self.raw(),
                 page.as_ptr(),
                 offset as usize,
                 len as usize,
-                direction.into(),
+                direction as u32,
             )
         };
         self.mapping(addr, len, direction)
@@ -214,7 +170,12 @@ impl Mapping<'_> {
             let len = len.min(self.len) as usize;
             // SAFETY: By the type invariant the area is mapped for this device and direction.
             unsafe {
-                shim::ferronic_dma_sync_for_cpu(as_raw(dev), self.addr, len, self.direction.into())
+                bindings::ferronic_dma_sync_for_cpu(
+                    as_raw(dev),
+                    self.addr,
+                    len,
+                    self.direction as u32,
+                )
             }
         }
     }
@@ -226,11 +187,11 @@ impl Mapping<'_> {
             let len = len.min(self.len) as usize;
             // SAFETY: As in `sync_for_cpu`.
             unsafe {
-                shim::ferronic_dma_sync_for_device(
+                bindings::ferronic_dma_sync_for_device(
                     as_raw(dev),
                     self.addr,
                     len,
-                    self.direction.into(),
+                    self.direction as u32,
                 )
             }
         }
@@ -244,11 +205,11 @@ impl Drop for Mapping<'_> {
             // SAFETY: By the type invariant the area is mapped for this device and direction, and
             // it is not used again.
             unsafe {
-                shim::ferronic_dma_unmap(
+                bindings::ferronic_dma_unmap(
                     as_raw(dev),
                     self.addr,
                     self.len as usize,
-                    self.direction.into(),
+                    self.direction as u32,
                 )
             }
         }
