@@ -29,6 +29,7 @@ use super::{
         is_valid_size,
         need_event,
         Broken,
+        Chain,
         Full,
         Ledger,
         Refused,
@@ -43,13 +44,15 @@ use kernel::{
     },
     dma::{
         Coherent,
+        CoherentView,
         DmaAddress, //
     },
     io::{
         io_project,
         io_read,
         io_write,
-        Io, //
+        Io,
+        IoBase, //
     },
     prelude::*,
     sync::barrier::{
@@ -62,7 +65,7 @@ use kernel::{
     },
     transmute::{
         AsBytes,
-        FromBytes as KernelFromBytes, //
+        FromBytes, //
     }, //
 };
 
@@ -80,17 +83,18 @@ pub(crate) struct Segment {
 }
 
 /// A descriptor (2.7.5), little-endian.
-#[derive(Clone, Copy, Default, FromBytes, IntoBytes)]
+///
+/// In two words, since so it is written in two stores.
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(16))]
 struct Descriptor {
     addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+    /// Length, flags and next, 32, 16 and 16 bits from the least significant on.
+    rest: u64,
 }
 
 // SAFETY: All bit patterns are values: the fields are integers and there is no padding.
-unsafe impl KernelFromBytes for Descriptor {}
+unsafe impl FromBytes for Descriptor {}
 // SAFETY: The fields are integers and there is no padding.
 unsafe impl AsBytes for Descriptor {}
 
@@ -102,14 +106,20 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 impl Descriptor {
+    /// Writes the descriptor at `place` of `table`.
     #[inline]
-    fn new(segment: Segment, flags: u16, next: u16) -> Self {
-        Self {
-            addr: u64::to_le(segment.addr),
-            len: segment.len.to_le(),
-            flags: flags.to_le(),
-            next: next.to_le(),
-        }
+    fn write(
+        table: CoherentView<'_, [Descriptor]>,
+        place: usize,
+        segment: Segment,
+        flags: u16,
+        next: u16,
+    ) -> Result {
+        let rest = u64::from(segment.len) | u64::from(flags) << 32 | u64::from(next) << 48;
+        let descriptor = io_project!(table, [try: place]);
+        io_project!(descriptor, .addr).copy_write(u64::to_le(segment.addr));
+        io_project!(descriptor, .rest).copy_write(rest.to_le());
+        Ok(())
     }
 }
 
@@ -186,12 +196,16 @@ impl Tables {
         })
     }
 
-    /// Where the table of descriptor `head` is: its chunk and its first element in there.
+    /// The first `count` descriptors of the table of descriptor `head`.
     #[inline]
-    fn locate(&self, head: u16) -> Option<(&Coherent<[Descriptor]>, usize)> {
-        let chunk = self.chunks.get(usize::from(head >> self.shift))?;
+    fn table(&self, head: u16, count: usize) -> Result<CoherentView<'_, [Descriptor]>> {
+        let chunk = self
+            .chunks
+            .get(usize::from(head) >> self.shift)
+            .ok_or(EINVAL)?;
         let table = usize::from(head) & ((1 << self.shift) - 1);
-        Some((chunk, table * usize::from(self.length)))
+        let first = table * usize::from(self.length);
+        Ok(io_project!(chunk, [try: first..first + count]))
     }
 }
 
@@ -320,14 +334,12 @@ impl<T> Virtqueue<T> {
         input: &[Segment],
         token: T,
     ) -> Result<(), Full<T>> {
-        match self.try_add(out, input) {
-            Ok((count, tail, room)) => {
+        match self.write_buffer(out, input) {
+            Ok(chain) => {
                 let head = self.ledger.head();
-                if let Err(token) = self.ledger.take(count, tail, room, token) {
-                    return Err(Full {
-                        token,
-                        why: Refused::NoRoom,
-                    });
+                if let Err(token) = self.ledger.take(chain, token) {
+                    let why = Refused::NoRoom;
+                    return Err(Full { token, why });
                 }
                 // The place is in the ring, whatever the index.
                 let _ = self.write_available(head);
@@ -338,63 +350,66 @@ impl<T> Virtqueue<T> {
         }
     }
 
-    /// Writes the descriptors of a chain. Returns how many of the ring it takes, the last of them,
-    /// and how many octets the device can write.
+    /// Writes a buffer to free descriptors, which stay free.
     #[inline]
-    fn try_add(&self, out: &[Segment], input: &[Segment]) -> Result<(u16, u16, u32), Refused> {
+    fn write_buffer(&self, out: &[Segment], input: &[Segment]) -> Result<Chain, Refused> {
         if self.broken.is_some() {
             return Err(Refused::Broken);
         }
-        let room = room(out, input)?;
         let count = out.len().saturating_add(input.len());
-        let head = self.ledger.head();
+        if count == 0 {
+            return Err(Refused::Empty);
+        }
         match &self.tables {
             Some(tables) if count > 1 && count <= usize::from(tables.length) => {
                 if self.free() == 0 {
                     return Err(Refused::NoRoom);
                 }
-                self.write_table(tables, head, out, input)
-                    .map_err(|_| Refused::Broken)?;
-                Ok((1, head, room))
+                self.write_table(tables, count, out, input)
             }
             _ => {
-                // CAST: It is not more than the size, which is a u16.
                 if count > usize::from(self.size()) {
                     return Err(Refused::TooLong);
                 }
-                let count = count as u16;
-                if count > self.free() {
+                if count > usize::from(self.free()) {
                     return Err(Refused::NoRoom);
                 }
-                let tail = self
-                    .write_chain(head, count, out, input)
-                    .map_err(|_| Refused::Broken)?;
-                Ok((count, tail, room))
+                // CAST: It is at most the size.
+                self.write_chain(count as u16, out, input)
             }
         }
     }
 
-    /// Writes `count` pieces to free descriptors, from `head` on. Returns the last.
+    /// Writes `count` pieces, of which there are as many, to the first free descriptors.
     #[inline]
     fn write_chain(
         &self,
-        head: u16,
         count: u16,
         out: &[Segment],
         input: &[Segment],
-    ) -> Result<u16> {
-        let mut at = head;
-        let mut tail = head;
+    ) -> Result<Chain, Refused> {
+        let mut chain = Chain {
+            count,
+            tail: 0,
+            after: self.ledger.head(),
+            room: 0,
+        };
         let mut left = count;
-        let mut write = |segment: &Segment, flags: u16| -> Result {
-            let next = self.ledger.next(at);
+        let mut write = |segment: &Segment, flags: u16| -> Result<(), Refused> {
+            chain.tail = chain.after;
+            chain.after = self.ledger.next(chain.tail);
             left = left.wrapping_sub(1);
             let flags = if left == 0 { flags } else { flags | NEXT };
-            io_project!(self.descriptors, [try: usize::from(at)])
-                .copy_write(Descriptor::new(*segment, flags, next));
-            tail = at;
-            at = next;
-            Ok(())
+            check(segment, flags, &mut chain.room)?;
+            let place = usize::from(chain.tail);
+            Descriptor::write(
+                self.descriptors.as_view(),
+                place,
+                *segment,
+                flags,
+                chain.after,
+            )
+            .map_err(|_| Refused::Broken)
         };
         for segment in out {
             write(segment, 0)?;
@@ -402,28 +417,30 @@ impl<T> Virtqueue<T> {
         for segment in input {
             write(segment, WRITE)?;
         }
-        Ok(tail)
+        Ok(chain)
     }
 
-    /// Writes the pieces to the table of descriptor `head`, and that descriptor.
+    /// Writes `count` pieces, of which there are as many, to the table of the first free
+    /// descriptor, and that descriptor.
+    #[inline]
     fn write_table(
         &self,
         tables: &Tables,
-        head: u16,
+        count: usize,
         out: &[Segment],
         input: &[Segment],
-    ) -> Result {
-        let (chunk, first) = tables.locate(head).ok_or(EINVAL)?;
-        let count = out.len() + input.len();
-        let table = io_project!(chunk, [try: first..first + count]);
+    ) -> Result<Chain, Refused> {
+        let head = self.ledger.head();
+        let table = tables.table(head, count).map_err(|_| Refused::Broken)?;
+        let mut room = 0;
         let mut at = 0usize;
-        let mut write = |segment: &Segment, flags: u16| -> Result {
-            let next = at.wrapping_add(1);
-            let flags = if next == count { flags } else { flags | NEXT };
+        let mut write = |segment: &Segment, flags: u16| -> Result<(), Refused> {
+            let place = at;
+            at = at.wrapping_add(1);
+            let flags = if at == count { flags } else { flags | NEXT };
+            check(segment, flags, &mut room)?;
             // CAST: A table has fewer than 65536 descriptors.
-            io_project!(table, [try: at]).copy_write(Descriptor::new(*segment, flags, next as u16));
-            at = next;
-            Ok(())
+            Descriptor::write(table, place, *segment, flags, at as u16).map_err(|_| Refused::Broken)
         };
         for segment in out {
             write(segment, 0)?;
@@ -436,9 +453,20 @@ impl<T> Virtqueue<T> {
             // CAST: A table has fewer than 65536 descriptors of 16 octets.
             len: (count * size_of::<Descriptor>()) as u32,
         };
-        io_project!(self.descriptors, [try: usize::from(head)])
-            .copy_write(Descriptor::new(whole, INDIRECT, 0));
-        Ok(())
+        Descriptor::write(
+            self.descriptors.as_view(),
+            usize::from(head),
+            whole,
+            INDIRECT,
+            0,
+        )
+        .map_err(|_| Refused::Broken)?;
+        Ok(Chain {
+            count: 1,
+            tail: head,
+            after: self.ledger.next(head),
+            room,
+        })
     }
 
     /// Puts `head` into the available ring.
@@ -658,21 +686,14 @@ impl<T> Virtqueue<T> {
     }
 }
 
-/// Checks the pieces of a buffer. Returns how many octets of it the device can write.
+/// Checks a piece of a buffer, and adds what of it the device can write to `room`.
 #[inline]
-fn room(out: &[Segment], input: &[Segment]) -> Result<u32, Refused> {
-    if out.is_empty() && input.is_empty() {
+fn check(segment: &Segment, flags: u16, room: &mut u32) -> Result<(), Refused> {
+    if segment.len == 0 {
         return Err(Refused::Empty);
     }
-    if out.iter().any(|segment| segment.len == 0) {
-        return Err(Refused::Empty);
+    if flags & WRITE != 0 {
+        *room = room.checked_add(segment.len).ok_or(Refused::TooLong)?;
     }
-    let mut room = 0u32;
-    for segment in input {
-        if segment.len == 0 {
-            return Err(Refused::Empty);
-        }
-        room = room.checked_add(segment.len).ok_or(Refused::TooLong)?;
-    }
-    Ok(room)
+    Ok(())
 }

@@ -39,7 +39,7 @@ struct Piece {
 }
 
 /// A chain, as the device sees it.
-struct Chain {
+struct Taken {
     head: u16,
     pieces: KVec<Piece>,
 }
@@ -58,12 +58,16 @@ fn offset_in<T>(area: &Coherent<[T]>, addr: u64) -> Option<usize> {
 }
 
 fn read_descriptor(table: &Coherent<[Descriptor]>, at: usize) -> Result<Descriptor> {
-    Ok(io_project!(table, [try: at]).copy_read())
+    let descriptor = io_project!(table, [try: at]);
+    Ok(Descriptor {
+        addr: io_project!(descriptor, .addr).copy_read(),
+        rest: io_project!(descriptor, .rest).copy_read(),
+    })
 }
 
 impl Peer {
     /// The next available chain, if there is one. Fails if it breaks the rules.
-    fn next<T>(&mut self, queue: &Virtqueue<T>) -> Result<Option<Chain>> {
+    fn next<T>(&mut self, queue: &Virtqueue<T>) -> Result<Option<Taken>> {
         let index = u16::from_le(io_read!(queue.driver, [try: 1]));
         if index == self.available {
             return Ok(None);
@@ -81,9 +85,9 @@ impl Peer {
                 return Err(ELOOP);
             }
             let descriptor = read_descriptor(table, first + at)?;
-            let flags = u16::from_le(descriptor.flags);
             let addr = u64::from_le(descriptor.addr);
-            let len = u32::from_le(descriptor.len);
+            let rest = u64::from_le(descriptor.rest);
+            let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
             if flags & INDIRECT != 0 {
                 // Only one, and alone (2.7.5.3.1).
                 if flags != INDIRECT || !pieces.is_empty() || limit != usize::from(queue.size()) {
@@ -110,9 +114,9 @@ impl Peer {
             }
             pieces.push(Piece { addr, len, write }, GFP_KERNEL)?;
             if flags & NEXT == 0 {
-                return Ok(Some(Chain { head, pieces }));
+                return Ok(Some(Taken { head, pieces }));
             }
-            at = u16::from_le(descriptor.next).into();
+            at = next.into();
         }
     }
 
@@ -481,11 +485,11 @@ mod cases {
             for at in 0..8 {
                 let garbage = Descriptor {
                     addr: u64::from(random.next()) << 32,
-                    len: random.next(),
-                    flags: random.next() as u16,
-                    next: random.next() as u16,
+                    rest: u64::from(random.next()) << 32 | u64::from(random.next()),
                 };
-                io_project!(queue.descriptors, [try: at]).copy_write(garbage);
+                let descriptor = io_project!(queue.descriptors, [try: at]);
+                io_project!(descriptor, .addr).copy_write(garbage.addr);
+                io_project!(descriptor, .rest).copy_write(garbage.rest);
             }
             for at in 2..10 {
                 io_write!(queue.driver, [try: at], random.next() as u16);

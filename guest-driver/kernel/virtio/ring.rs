@@ -122,6 +122,19 @@ struct Slot<T> {
     next: u16,
 }
 
+/// A chain of free descriptors that is about to be given to the device.
+#[derive(Clone, Copy)]
+pub(super) struct Chain {
+    /// The number of descriptors, at least 1, from the first free one on.
+    pub(super) count: u16,
+    /// The last of them.
+    pub(super) tail: u16,
+    /// What follows that in the list of free ones.
+    pub(super) after: u16,
+    /// How many octets the device can write.
+    pub(super) room: u32,
+}
+
 /// Which descriptors are free and which are given to the device.
 ///
 /// # Invariants
@@ -181,23 +194,21 @@ impl<T> Ledger<T> {
             .map_or(0, |slot| slot.next)
     }
 
-    /// Takes the first `count` free descriptors as the chain of `token`, of which the device can
-    /// write `room` octets. `tail` must be the last of them.
+    /// Takes `chain`, which must be the beginning of the list of free descriptors, for `token`.
     ///
     /// Gives the token back if there are not so many.
     #[inline]
-    pub(super) fn take(&mut self, count: u16, tail: u16, room: u32, token: T) -> Result<(), T> {
-        let after = self.next(tail);
+    pub(super) fn take(&mut self, chain: Chain, token: T) -> Result<(), T> {
         let head = usize::from(self.free_head);
-        match (self.free.checked_sub(count), self.slots.get_mut(head)) {
-            (Some(free), Some(slot)) if slot.token.is_none() && count > 0 => {
+        match (self.free.checked_sub(chain.count), self.slots.get_mut(head)) {
+            (Some(free), Some(slot)) => {
                 slot.token = Some(token);
-                slot.room = room;
-                slot.tail = tail;
-                slot.count = count;
-                // INVARIANT: `head` to `tail` are no longer in the list of free descriptors, which
-                // goes on behind `tail`, and are the chain of `head`.
-                self.free_head = after;
+                slot.room = chain.room;
+                slot.tail = chain.tail;
+                slot.count = chain.count;
+                // INVARIANT: The chain is no longer in the list of free descriptors, which goes on
+                // behind it, and belongs to its head.
+                self.free_head = chain.after;
                 self.free = free;
                 Ok(())
             }
@@ -275,7 +286,14 @@ mod tests {
         for _ in 1..count {
             tail = ledger.next(tail);
         }
-        ledger.take(count, tail, room, token).map(|()| (head, tail))
+        let after = ledger.next(tail);
+        let chain = Chain {
+            count,
+            tail,
+            after,
+            room,
+        };
+        ledger.take(chain, token).map(|()| (head, tail))
     }
 
     /// Whether the invariants hold, from the slots themselves, the slow way.
