@@ -35,6 +35,7 @@ pub(crate) use features::{
     Requirement, //
 };
 pub(crate) use queue::{
+    best_size,
     Segment,
     Virtqueue, //
 };

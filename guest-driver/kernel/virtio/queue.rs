@@ -33,7 +33,8 @@ use super::{
         Full,
         Ledger,
         Refused,
-        Used, //
+        Used,
+        MAX_SIZE, //
     },
     transport::QueueAddresses, //
 };
@@ -684,6 +685,13 @@ impl<T> Virtqueue<T> {
         io_write!(self.device, [try: place], 0);
         Ok(())
     }
+}
+
+/// The size for a queue of which the device allows `max` and `wanted` would be right: the largest
+/// that a queue can have and that is neither more than the one nor the other.
+pub(crate) fn best_size(max: u16, wanted: u16) -> Option<u16> {
+    let limit = max.min(wanted).min(MAX_SIZE);
+    Some(1 << limit.checked_ilog2()?)
 }
 
 /// Checks a piece of a buffer, and adds what of it the device can write to `room`.

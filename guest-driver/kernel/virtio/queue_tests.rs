@@ -259,6 +259,22 @@ mod cases {
     }
 
     #[test]
+    fn the_best_size_is_a_power_of_two_that_both_sides_can_do() {
+        for (max, wanted, best) in [
+            (256, 1024, Some(256)),
+            (1024, 256, Some(256)),
+            (300, 1000, Some(256)),
+            (256, 255, Some(128)),
+            (65535, 65535, Some(32768)),
+            (1, 1, Some(1)),
+            (0, 256, None),
+            (256, 0, None),
+        ] {
+            assert_eq!(best_size(max, wanted), best);
+        }
+    }
+
+    #[test]
     fn a_full_queue_says_so_and_gives_the_token_back() -> Result {
         let platform = Platform::new()?;
         for features in COMBINATIONS {

@@ -36,6 +36,8 @@ pub(super) mod common {
     pub(in super::super) const QUEUE_DRIVER: usize = 40;
     /// u64: device area.
     pub(in super::super) const QUEUE_DEVICE: usize = 48;
+    /// So many u32 hold the registers that every device has.
+    pub(crate) const DUMP_WORDS: usize = 14;
     /// u16: 1 resets the queue (with RING_RESET).
     pub(in super::super) const QUEUE_RESET: usize = 58;
 }

@@ -371,19 +371,45 @@ impl<'bound> Transport<'bound> {
         self.notify.doorbell(usize::try_from(offset)?, index)
     }
 
+    /// The common configuration structure as it is (4.1.4.3), with queue `index` selected: for
+    /// whoever wants to look at the device. Errors as in [`Self::queue_max_size`].
+    pub(crate) fn dump(&self, index: u16) -> Result<[u32; common::DUMP_WORDS]> {
+        self.with_queue(index, |common| {
+            let mut words = [0; common::DUMP_WORDS];
+            for (i, word) in words.iter_mut().enumerate() {
+                let offset = 4 * i;
+                // Each register in its own width (4.1.3.1).
+                let half = |offset: usize| common.read::<u16>(offset).map(u32::from);
+                *word = match offset {
+                    common::DEVICE_STATUS => {
+                        let status: u8 = common.read(common::DEVICE_STATUS)?;
+                        let generation: u8 = common.read(common::CONFIG_GENERATION)?;
+                        let queue = half(common::QUEUE_SELECT)?;
+                        u32::from(status) | u32::from(generation) << 8 | queue << 16
+                    }
+                    common::CONFIG_MSIX_VECTOR | common::QUEUE_SIZE..common::QUEUE_DESC => {
+                        half(offset)? | half(offset + 2)? << 16
+                    }
+                    _ => common.read(offset)?,
+                };
+            }
+            Ok(words)
+        })
+    }
+
     /// Length of the device's configuration in octets.
     pub(crate) fn config_length(&self) -> usize {
         self.device.as_ref().map_or(0, Window::length)
     }
 
     /// Reads a field of the device's configuration. `EINVAL` if the device has none there, `EBUSY`
-    /// if it kept changing.
+    /// if it kept changing, `ENODEV` if the device is gone.
     pub(crate) fn read_config<F: ConfigField>(&self, offset: usize) -> Result<F> {
         self.read_config_with(|config| config.read(offset))
     }
 
     /// Calls `f` to read several fields of the device's configuration, again and again until all
-    /// are of one state of it (2.5.3, 4.1.4.3.1). `EBUSY` if that does not happen soon.
+    /// are of one state of it (2.5.3, 4.1.4.3.1). Errors as in [`Self::read_config`].
     pub(crate) fn read_config_with<R>(
         &self,
         f: impl Fn(Config<'_, 'bound>) -> Result<R>,
@@ -394,6 +420,10 @@ impl<'bound> Transport<'bound> {
             let value = f(config)?;
             let after = self.common.read(common::CONFIG_GENERATION)?;
             if after == before {
+                // All that is read from a device that is gone is ones.
+                if self.status().is_gone() {
+                    return Err(ENODEV);
+                }
                 return Ok(value);
             }
             before = after;
