@@ -100,7 +100,7 @@ impl Receiver {
 
     /// Gives the buffers that were taken ahead back to the ring and tells where it stands.
     pub fn stop(mut self, counters: &QueueCounters) -> u16 {
-        self.lose_held(DropReason::TooLong, counters);
+        self.lose_held(DropReason::RingStopped, counters);
         self.interrupt.raise_if_wanted(&mut self.ring, counters);
         // At most the queue size, which is a u16.
         self.ring.rewind(self.taken.len() as u16);

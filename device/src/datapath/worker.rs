@@ -260,7 +260,7 @@ impl PairState {
                 Ok(turn) => more |= turn == Turn::More,
                 Err(e) => {
                     broken(index, Side::Rx, e, counters);
-                    rx.lose_held(DropReason::TooLong, &counters.rx);
+                    rx.lose_held(DropReason::RingStopped, &counters.rx);
                     self.rx = None;
                     self.update_steering(index);
                 }

@@ -48,6 +48,8 @@ pub enum DropReason {
     TooLong,
     /// The receive filter does not want it (5.1.6.5).
     Filtered,
+    /// Its ring was stopped, or broke, while it waited for more of the driver's buffers.
+    RingStopped,
     /// The uplink has no room.
     UplinkFull,
     /// The uplink refused it or is not there.
@@ -55,13 +57,14 @@ pub enum DropReason {
 }
 
 /// All reasons, with the names that `ferronic stats` prints.
-pub const DROP_REASONS: [(DropReason, &str); 8] = [
+pub const DROP_REASONS: [(DropReason, &str); 9] = [
     (DropReason::LinkDown, "link-down"),
     (DropReason::BadDescriptor, "bad-descriptor"),
     (DropReason::BadHeader, "bad-header"),
     (DropReason::TooShort, "too-short"),
     (DropReason::TooLong, "too-long"),
     (DropReason::Filtered, "filtered"),
+    (DropReason::RingStopped, "ring-stopped"),
     (DropReason::UplinkFull, "uplink-full"),
     (DropReason::UplinkError, "uplink-error"),
 ];

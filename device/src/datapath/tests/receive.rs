@@ -276,7 +276,7 @@ fn a_broken_ring_stops_alone_and_is_taken_from_the_steering() {
     rig.settle();
     assert_eq!(rig.counters().rx.ring_errors.get(), 1);
     // The packet that was held is not forgotten.
-    assert_eq!(drops(&rig.counters().rx), [(DropReason::TooLong, 1)]);
+    assert_eq!(drops(&rig.counters().rx), [(DropReason::RingStopped, 1)]);
     assert_eq!(rig.cable().take_active(), [false]);
     rig.tx.send(&packet(1, 100), &[]);
     rig.settle();

@@ -62,7 +62,7 @@ fn a_packet_held_when_its_ring_stops_is_counted() {
     rig.cable().arrive(packet(0, 1500));
     rig.settle();
     assert_eq!(rig.dataplane.stop_ring(0), Some(0));
-    assert_eq!(drops(&rig.counters().rx), [(DropReason::TooLong, 1)]);
+    assert_eq!(drops(&rig.counters().rx), [(DropReason::RingStopped, 1)]);
     rig.start(0, &rig.rx, 0);
     rig.cable().arrive(packet(1, 900));
     rig.settle();
