@@ -5,15 +5,20 @@
 //! Each folder is a layer that knows only those named before it:
 //!
 //! - `bindings`: what the kernel's own bindings lack, and C shims
-//! - `net`: safe wrappers for the networking core
 //! - `dma`: memory that a device may touch
 //! - `virtio`: the device's registers and its queues
+//! - `irq`: interrupts of a PCI function
+//! - `net`: safe wrappers for the networking core
 //! - `driver`: the driver proper
 
 mod bindings;
 #[allow(dead_code, reason = "not all used yet")]
 mod dma;
 mod driver;
+#[allow(dead_code, reason = "not all used yet")]
+mod irq;
+#[allow(dead_code, unused_imports, reason = "not all used yet")]
+mod net;
 #[allow(dead_code, unused_imports, reason = "not all used yet")]
 mod virtio;
 

@@ -21,6 +21,16 @@ use kernel::{
     prelude::*, //
 };
 
+/// A piece of a buffer, as the device sees it; `struct ferronic_segment` in bindings/shim.h.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Segment {
+    /// Where it is, for the device.
+    pub(crate) addr: DmaAddress,
+    /// Its length in octets, not 0.
+    pub(crate) len: u32,
+}
+
 /// The C side of `dev`.
 fn as_raw(dev: &Device<Bound>) -> *mut bindings::device {
     // `Device` is a transparent wrapper of `struct device`, which is only touched through C.

@@ -22,6 +22,8 @@
 //! for other processors (6.1, `ORDER_PLATFORM`). Only the full barrier, before looking whether the
 //! other side sleeps, has a cheaper form between processors.
 
+pub(crate) use crate::dma::Segment;
+
 use super::{
     features::Features,
     ring::{
@@ -45,8 +47,7 @@ use kernel::{
     },
     dma::{
         Coherent,
-        CoherentView,
-        DmaAddress, //
+        CoherentView, //
     },
     io::{
         io_project,
@@ -73,15 +74,6 @@ use kernel::{
 #[cfg(CONFIG_KUNIT = "y")]
 #[path = "queue_tests.rs"]
 mod tests;
-
-/// A piece of a buffer.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Segment {
-    /// Where it is, for the device.
-    pub(crate) addr: DmaAddress,
-    /// Its length in octets, not 0.
-    pub(crate) len: u32,
-}
 
 /// A descriptor (2.7.5), little-endian.
 ///

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page pools: pages for received packets, which come back to be used again.
+//!
+//! C header: [`include/net/page_pool/helpers.h`](srctree/include/net/page_pool/helpers.h)
+
+use super::{
+    Napi,
+    Poll, //
+};
+use crate::bindings;
+use core::ptr::NonNull;
+use kernel::{
+    device::Bound,
+    dma::DmaAddress,
+    prelude::*, //
+};
+
+/// A page pool of one receive queue. Its pages are mapped for the device to write.
+///
+/// # Invariants
+///
+/// `raw` is a page pool, and nothing else allocates from it.
+pub(crate) struct PagePool {
+    raw: NonNull<bindings::page_pool>,
+    /// Octets in a page of it.
+    page: u32,
+}
+
+// SAFETY: It may be used wherever there is exclusive access.
+unsafe impl Send for PagePool {}
+
+impl PagePool {
+    /// A pool for the queue that `napi` polls, of pages of `2^order` times the ordinary size, that
+    /// keeps up to `size` pages ready. It must only be used where that is polled or while it is
+    /// disabled, and dropped while it is disabled.
+    pub(crate) fn new<H: Poll>(
+        dma: &kernel::device::Device<Bound>,
+        napi: &Napi<H>,
+        queue: u32,
+        order: u32,
+        size: u32,
+    ) -> Result<Self> {
+        let dma = core::ptr::from_ref(dma).cast_mut().cast();
+        // SAFETY: `dma` is a device that is bound; `napi` is registered with its net device.
+        let raw = unsafe {
+            bindings::ferronic_pool_create(napi.raw_device(), napi.raw(), dma, queue, order, size)
+        };
+        let raw = kernel::error::from_err_ptr(raw)?;
+        // INVARIANT: It is a new page pool.
+        Ok(Self {
+            raw: NonNull::new(raw).ok_or(ENOMEM)?,
+            page: u32::try_from(kernel::page::PAGE_SIZE << order)?,
+        })
+    }
+
+    /// Octets in a page: the largest buffer.
+    pub(crate) fn page_size(&self) -> u32 {
+        self.page
+    }
+
+    /// A buffer of `size` octets. `None` if there is no memory now.
+    #[inline]
+    pub(crate) fn alloc(&mut self, size: u32) -> Option<PoolBuffer> {
+        if size == 0 || size > self.page {
+            return None;
+        }
+        let mut addr = 0;
+        // SAFETY: By the type invariant it is a page pool; `self` is borrowed exclusively.
+        let start =
+            unsafe { bindings::ferronic_pool_alloc(self.raw.as_ptr(), size, &raw mut addr) };
+        // More than half a page is a page.
+        let size = if size > self.page / 2 {
+            self.page
+        } else {
+            size
+        };
+        // INVARIANT: The pool gave a buffer of that size away.
+        NonNull::new(start.cast()).map(|start| PoolBuffer { start, addr, size })
+    }
+
+    /// Gives a buffer back, more cheaply than dropping it does. Where the pool's queue is polled.
+    #[inline]
+    pub(crate) fn recycle(&mut self, buffer: PoolBuffer) {
+        let start = buffer.start.as_ptr();
+        core::mem::forget(buffer);
+        // SAFETY: By its type invariant the buffer is a pool's and ours to give back.
+        unsafe { bindings::ferronic_pool_put(start.cast(), true) };
+    }
+
+    /// Lets the processor see what the device wrote to `len` octets at `offset`.
+    #[inline]
+    pub(crate) fn sync_for_cpu(&self, buffer: &PoolBuffer, offset: u32, len: u32) {
+        let start = buffer.start.as_ptr().cast();
+        // SAFETY: By their type invariants. The C side does not go beyond the page.
+        unsafe { bindings::ferronic_pool_sync_for_cpu(self.raw.as_ptr(), start, offset, len) };
+    }
+}
+
+impl PagePool {
+    /// Gives `len` octets at `offset` back to the device after [`Self::sync_for_cpu`].
+    #[inline]
+    pub(crate) fn sync_for_device(&self, buffer: &PoolBuffer, offset: u32, len: u32) {
+        // SAFETY: By their type invariants. The C side does not go beyond the page.
+        unsafe {
+            bindings::ferronic_pool_sync_for_device(
+                self.raw.as_ptr(),
+                buffer.addr.wrapping_add(offset.into()),
+                len,
+            )
+        };
+    }
+}
+
+impl Drop for PagePool {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant. Pages that are elsewhere keep it alive.
+        unsafe { bindings::page_pool_destroy(self.raw.as_ptr()) };
+    }
+}
+
+/// A buffer of a page pool.
+///
+/// It must not be dropped while the device may write to it.
+///
+/// # Invariants
+///
+/// `start` is the start of `size` octets that some page pool gave away, and that are referred to
+/// by this alone.
+pub(crate) struct PoolBuffer {
+    start: NonNull<u8>,
+    addr: DmaAddress,
+    size: u32,
+}
+
+// SAFETY: It may be given back anywhere but in hard interrupts, where nothing here is used.
+unsafe impl Send for PoolBuffer {}
+
+impl PoolBuffer {
+    /// Its address for the device.
+    #[inline]
+    pub(crate) fn addr(&self) -> DmaAddress {
+        self.addr
+    }
+
+    /// Its size in octets.
+    #[inline]
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Copies `N` octets at `offset`. The rest are zero if the buffer ends before.
+    #[inline]
+    pub(crate) fn read<const N: usize>(&self, offset: u32) -> [u8; N] {
+        let mut to = [0; N];
+        if offset as usize + N <= self.size as usize {
+            // SAFETY: By the type invariant these octets are ours; the device may change them
+            // meanwhile, so they are copied as they are.
+            unsafe {
+                to = self
+                    .start
+                    .as_ptr()
+                    .add(offset as usize)
+                    .cast::<[u8; N]>()
+                    .read_volatile();
+            }
+        }
+        to
+    }
+
+    #[inline]
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Ends this without giving the buffer back.
+    #[inline]
+    pub(super) fn into_start(self) -> NonNull<u8> {
+        let start = self.start;
+        core::mem::forget(self);
+        start
+    }
+}
+
+impl Drop for PoolBuffer {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant it is a pool's and ours to give back.
+        unsafe { bindings::ferronic_pool_put(self.start.as_ptr().cast(), false) };
+    }
+}
