@@ -12,14 +12,13 @@
 //! - `driver`: the driver proper
 
 mod bindings;
-#[allow(dead_code, reason = "not all used yet")]
+#[allow(dead_code, reason = "a wrapper, whole whatever is used of it")]
 mod dma;
 mod driver;
-#[allow(dead_code, reason = "not all used yet")]
 mod irq;
-#[allow(dead_code, unused_imports, reason = "not all used yet")]
+#[allow(dead_code, unused_imports, reason = "a wrapper, as `dma`")]
 mod net;
-#[allow(dead_code, unused_imports, reason = "not all used yet")]
+#[allow(dead_code, unused_imports, reason = "a wrapper, as `dma`")]
 mod virtio;
 
 kernel::module_pci_driver! {

@@ -289,6 +289,17 @@ void ferronic_txq_reset(struct netdev_queue *txq)
 	netdev_tx_reset_queue(txq);
 }
 
+bool ferronic_xmit_stopped(const struct netdev_queue *txq)
+{
+	return netif_xmit_stopped(txq);
+}
+
+/* For ndo_start_xmit only. */
+bool ferronic_xmit_more(void)
+{
+	return netdev_xmit_more();
+}
+
 /* --- socket buffers */
 
 unsigned int ferronic_skb_queue(const struct sk_buff *skb)
@@ -399,16 +410,36 @@ struct sk_buff *ferronic_skb_copy(struct napi_struct *napi, const void *from,
 	return skb;
 }
 
-/* Adds a piece of a page pool's buffer. False if there is no room; then nothing is done. */
-bool ferronic_skb_add_page(struct sk_buff *skb, void *start, unsigned int offset,
-			   unsigned int len, unsigned int size)
+/*
+ * Adds a piece of a page pool's buffer to a packet whose last part is *tail, which is the packet
+ * itself at first. A part that has all the fragments it can have is followed by another, in the
+ * packet's list of parts. False if there is no memory; then nothing is done.
+ */
+bool ferronic_skb_add_page(struct sk_buff *skb, struct sk_buff **tail, void *start,
+			   unsigned int offset, unsigned int len, unsigned int size)
 {
-	unsigned int frags = skb_shinfo(skb)->nr_frags;
+	struct sk_buff *last = *tail, *part;
 	struct page *page = virt_to_head_page(start);
 
-	if (unlikely(frags >= MAX_SKB_FRAGS))
-		return false;
-	skb_add_rx_frag(skb, frags, page, start - page_address(page) + offset, len, size);
+	if (unlikely(skb_shinfo(last)->nr_frags == MAX_SKB_FRAGS)) {
+		part = alloc_skb(0, GFP_ATOMIC | __GFP_NOWARN);
+		if (!part)
+			return false;
+		skb_mark_for_recycle(part);
+		if (last == skb)
+			skb_shinfo(skb)->frag_list = part;
+		else
+			last->next = part;
+		skb->truesize += part->truesize;
+		*tail = last = part;
+	}
+	skb_add_rx_frag(last, skb_shinfo(last)->nr_frags, page,
+			start - page_address(page) + offset, len, size);
+	if (last != skb) {
+		skb->len += len;
+		skb->data_len += len;
+		skb->truesize += size;
+	}
 	return true;
 }
 

@@ -102,8 +102,8 @@ struct sk_buff *ferronic_skb_build(void *start, unsigned int size, unsigned int 
 				   unsigned int len);
 struct sk_buff *ferronic_skb_copy(struct napi_struct *napi, const void *from,
 				  unsigned int len);
-bool ferronic_skb_add_page(struct sk_buff *skb, void *start, unsigned int offset,
-			   unsigned int len, unsigned int size);
+bool ferronic_skb_add_page(struct sk_buff *skb, struct sk_buff **tail, void *start,
+			   unsigned int offset, unsigned int len, unsigned int size);
 void ferronic_skb_checked(struct sk_buff *skb);
 int ferronic_skb_set_offload(struct sk_buff *skb, u64 offload);
 void ferronic_skb_set_hash(struct sk_buff *skb, u32 hash, bool l4);

@@ -18,15 +18,25 @@ use kernel::{
     device::Bound,
     error::to_result,
     prelude::*,
+    sync::Refcount,
     types::Opaque, //
 };
 
 /// An Ethernet address.
 pub(crate) type Address = [u8; 6];
 
-/// What lies in the private area of a net device.
-struct Private<T> {
+/// What lies at the start of the private area of a net device, whatever its data is.
+#[repr(C)]
+struct Base {
+    /// References to the memory: those that [`Reference`] counts, and one for the device itself.
+    references: Refcount,
     timer: Opaque<bindings::ferronic_timer>,
+}
+
+/// What lies in the private area of a net device.
+#[repr(C)]
+struct Private<T> {
+    base: Base,
     data: T,
 }
 
@@ -35,7 +45,7 @@ struct Private<T> {
 /// # Invariants
 ///
 /// It is a valid `struct net_device` that was made by [`Registration::new`], with a `Private<T>`
-/// in its private area whose `timer` is initialised.
+/// in its private area whose `base` is initialised.
 #[repr(transparent)]
 pub(crate) struct Device<T: Operations>(Opaque<bindings::net_device>, PhantomData<T>);
 
@@ -77,8 +87,8 @@ impl<T: Operations> Device<T> {
 
     /// Keeps the memory of the net device, but nothing else of it.
     pub(super) fn reference(&self) -> Reference {
-        // SAFETY: By the type invariant it has a valid `struct device`.
-        unsafe { kernel::bindings::get_device(&raw mut (*self.raw()).dev) };
+        // SAFETY: By the type invariant the base is initialised.
+        unsafe { &(*self.private()).base }.references.inc();
         // INVARIANT: A reference was just taken.
         Reference(NonNull::from(&self.0).cast())
     }
@@ -225,7 +235,11 @@ impl<T: Operations> Device<T> {
     pub(crate) fn schedule_work_in(&self, events: usize, ms: u32) {
         // SAFETY: By the type invariant the timer is initialised.
         unsafe {
-            bindings::ferronic_timer_start((&raw mut (*self.private()).timer).cast(), events, ms)
+            bindings::ferronic_timer_start(
+                (&raw mut (*self.private()).base.timer).cast(),
+                events,
+                ms,
+            )
         };
     }
 }
@@ -235,14 +249,14 @@ const IFF_PROMISC: u32 = 1 << 8;
 /// IFF_ALLMULTI.
 const IFF_ALLMULTI: u32 = 1 << 9;
 
-/// Keeps the memory of a net device.
+/// Keeps the memory of a net device: it is freed with the last of these.
 ///
 /// # Invariants
 ///
-/// It holds a reference to the `struct device` in a net device.
+/// It is a net device as in [`Device`], and one of its references is counted for this.
 pub(super) struct Reference(NonNull<bindings::net_device>);
 
-// SAFETY: References may be dropped anywhere.
+// SAFETY: References may be dropped anywhere that memory may be freed.
 unsafe impl Send for Reference {}
 // SAFETY: Nothing can be done with a shared one but look at the pointer.
 unsafe impl Sync for Reference {}
@@ -256,8 +270,13 @@ impl Reference {
 
 impl Drop for Reference {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours.
-        unsafe { kernel::bindings::put_device(&raw mut (*self.raw()).dev) };
+        // SAFETY: By the type invariant there is a base at the start of the private area.
+        let base = unsafe { &*(&raw const (*self.raw()).priv_).cast::<Base>() };
+        if base.references.dec_and_test() {
+            // SAFETY: Nobody has it any more: it is not registered, and its data is dropped, or
+            // the device itself would have a reference.
+            unsafe { bindings::free_netdev(self.raw()) };
+        }
     }
 }
 
@@ -354,12 +373,14 @@ impl<T: Operations> Drop for Unregistered<T> {
         // timer is shut down before the data goes, and that before the memory.
         unsafe {
             let dev = Device::<T>::from_raw(self.dev.as_ptr());
-            bindings::ferronic_timer_shutdown((&raw mut (*dev.private()).timer).cast());
+            bindings::ferronic_timer_shutdown((&raw mut (*dev.private()).base.timer).cast());
             if self.data {
+                dev.data().release();
                 core::ptr::drop_in_place(&raw mut (*dev.private()).data);
             }
-            bindings::free_netdev(self.dev.as_ptr());
         }
+        // INVARIANT: The device's own reference.
+        drop(Reference(self.dev));
     }
 }
 
@@ -388,7 +409,8 @@ impl<'a, T: Operations + 'a> Registration<'a, T> {
             let stat_ops = &VTable::<T>::STATISTICS;
             bindings::ferronic_netdev_init(raw, parent, ops, stat_ops);
             let private: *mut Private<T> = (&raw mut (*raw).priv_).cast();
-            bindings::ferronic_timer_init((&raw mut (*private).timer).cast(), raw);
+            (&raw mut (*private).base.references).write(Refcount::new(1));
+            bindings::ferronic_timer_init((&raw mut (*private).base.timer).cast(), raw);
         }
         let mut unregistered = Unregistered::<T> {
             dev,

@@ -42,6 +42,7 @@ pub(crate) use page_pool::{
     PoolBuffer, //
 };
 pub(crate) use skb::{
+    Growing,
     Offload,
     SkBuff,
     TxBuffer,

@@ -69,10 +69,6 @@ impl PollContext<'_> {
         self.budget.max(0).unsigned_abs()
     }
 
-    pub(super) fn raw_budget(&self) -> i32 {
-        self.budget
-    }
-
     pub(super) fn raw(&self) -> *mut bindings::napi_struct {
         self.napi.get()
     }

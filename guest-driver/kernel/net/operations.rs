@@ -51,6 +51,9 @@ impl Addresses<'_> {
 ///
 /// Unless said otherwise all of it is called in process context with RTNL held, so one at a time.
 pub(crate) trait Operations: Sync + Sized {
+    /// The device is not registered, any more or at all, and is going to be dropped.
+    fn release(&self);
+
     /// The device goes up.
     fn open(&self, dev: &Device<Self>) -> Result;
 

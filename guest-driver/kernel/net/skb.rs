@@ -280,31 +280,6 @@ impl SkBuff {
         NonNull::new(raw).map(Self)
     }
 
-    /// Adds `len` octets at `offset` of a page pool's buffer to a packet that was built from one.
-    /// Gives the buffer back if there is no room.
-    #[inline]
-    pub(crate) fn add_buffer(
-        &mut self,
-        buffer: PoolBuffer,
-        offset: u32,
-        len: u32,
-    ) -> Result<(), PoolBuffer> {
-        if offset as u64 + len as u64 > buffer.size() as u64 {
-            return Err(buffer);
-        }
-        let start = buffer.start().as_ptr().cast();
-        // SAFETY: By their type invariants; the octets are the buffer's.
-        let added = unsafe {
-            bindings::ferronic_skb_add_page(self.raw(), start, offset, len, buffer.size())
-        };
-        if !added {
-            return Err(buffer);
-        }
-        // It is the packet's now.
-        let _ = buffer.into_start();
-        Ok(())
-    }
-
     /// Says that the checksum was found to be right.
     #[inline]
     pub(crate) fn set_checked(&mut self) {
@@ -334,6 +309,70 @@ impl SkBuff {
         // SAFETY: By the type invariant; it is given away. The context shows that `napi` is being
         // polled.
         unsafe { bindings::ferronic_skb_receive(context.raw(), self.into_raw(), queue) };
+    }
+}
+
+/// A packet to which buffers are added.
+///
+/// # Invariants
+///
+/// `tail` is the last part of `skb`: itself, or the last in its list of parts.
+pub(crate) struct Growing {
+    skb: SkBuff,
+    tail: *mut bindings::sk_buff,
+}
+
+impl From<SkBuff> for Growing {
+    /// Begins with a packet that was made of a page pool's buffer, by [`SkBuff::build`] or
+    /// [`SkBuff::copy_from`].
+    fn from(skb: SkBuff) -> Self {
+        // INVARIANT: Such a packet has one part.
+        Self {
+            tail: skb.raw(),
+            skb,
+        }
+    }
+}
+
+impl Growing {
+    /// Adds `len` octets at `offset` of a page pool's buffer. Gives the buffer back if there is no
+    /// memory.
+    #[inline]
+    pub(crate) fn add(
+        &mut self,
+        buffer: PoolBuffer,
+        offset: u32,
+        len: u32,
+    ) -> Result<(), PoolBuffer> {
+        if offset as u64 + len as u64 > buffer.size() as u64 {
+            return Err(buffer);
+        }
+        let start = buffer.start().as_ptr().cast();
+        let size = buffer.size();
+        // SAFETY: By their type invariants; the octets are the buffer's.
+        // INVARIANT: The C side changes `tail` when it adds a part.
+        let added = unsafe {
+            bindings::ferronic_skb_add_page(
+                self.skb.raw(),
+                &raw mut self.tail,
+                start,
+                offset,
+                len,
+                size,
+            )
+        };
+        if !added {
+            return Err(buffer);
+        }
+        // It is the packet's now.
+        let _ = buffer.into_start();
+        Ok(())
+    }
+
+    /// The packet, with all that was added.
+    #[inline]
+    pub(crate) fn finish(self) -> SkBuff {
+        self.skb
     }
 }
 

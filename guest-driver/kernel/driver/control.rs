@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The control queue (VIRTIO 1.3, 5.1.6.5): commands to the device.
+//!
+//! Commands are rare and wait for their answer, in process context. They are looked for rather
+//! than waited for by an interrupt: the answer mostly is there at once, and a device that never
+//! gives one costs a bounded time.
+
+use crate::{
+    net::Address,
+    virtio::{
+        Doorbell,
+        Segment,
+        Virtqueue, //
+    }, //
+};
+use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
+    dma::Coherent,
+    io::{
+        io_read,
+        io_write, //
+    },
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
+
+/// Octets of the memory for a command and its answer.
+const ROOM: usize = 4096;
+/// How long an answer may take, in steps of [`STEP`].
+const STEPS: u32 = 20_000;
+/// Time between two looks for it.
+const STEP: Delta = Delta::from_micros(50);
+/// So often it is looked for before sleeping.
+const SPINS: u32 = 200;
+
+/// VIRTIO_NET_OK.
+const OK: u8 = 0;
+
+/// A command: class and command of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Command(u8, u8);
+
+/// VIRTIO_NET_CTRL_RX_PROMISC.
+pub(super) const RX_PROMISC: Command = Command(0, 0);
+/// VIRTIO_NET_CTRL_RX_ALLMULTI.
+pub(super) const RX_ALLMULTI: Command = Command(0, 1);
+/// VIRTIO_NET_CTRL_MAC_TABLE_SET.
+const MAC_TABLE_SET: Command = Command(1, 0);
+/// VIRTIO_NET_CTRL_MAC_ADDR_SET.
+pub(super) const MAC_ADDR_SET: Command = Command(1, 1);
+/// VIRTIO_NET_CTRL_VLAN_ADD.
+pub(super) const VLAN_ADD: Command = Command(2, 0);
+/// VIRTIO_NET_CTRL_VLAN_DEL.
+pub(super) const VLAN_DEL: Command = Command(2, 1);
+/// VIRTIO_NET_CTRL_ANNOUNCE_ACK.
+pub(super) const ANNOUNCE_ACK: Command = Command(3, 0);
+/// VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET.
+pub(super) const MQ_PAIRS_SET: Command = Command(4, 0);
+/// VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET.
+pub(super) const GUEST_OFFLOADS_SET: Command = Command(5, 0);
+
+/// How many addresses fit in a table, both lists together.
+pub(super) const MAX_ADDRESSES: usize = (ROOM - 3 - 8) / size_of::<Address>();
+
+/// The control queue and the memory of its commands.
+pub(super) struct ControlQueue<'a> {
+    queue: Virtqueue<()>,
+    memory: Coherent<[u8]>,
+    doorbell: Doorbell<'a>,
+    /// A command was never answered: the device may still do so, so no other can be sent.
+    stuck: bool,
+}
+
+impl<'a> ControlQueue<'a> {
+    /// Around a queue that the device has.
+    pub(super) fn new(
+        dev: &Device<Bound>,
+        mut queue: Virtqueue<()>,
+        doorbell: Doorbell<'a>,
+    ) -> Result<Self> {
+        queue.disable_callback();
+        Ok(Self {
+            queue,
+            memory: Coherent::zeroed_slice(dev, ROOM, GFP_KERNEL)?,
+            doorbell,
+            stuck: false,
+        })
+    }
+
+    /// Has the device execute a command. May sleep.
+    ///
+    /// `EOPNOTSUPP` if it refuses, `ETIMEDOUT` if it does not answer, `EIO` if it misbehaves:
+    /// after the latter two only a reset helps.
+    pub(super) fn execute(&mut self, command: Command, data: &[u8]) -> Result {
+        self.execute_parts(command, &[data])
+    }
+
+    /// The same with data in several parts.
+    fn execute_parts(&mut self, command: Command, parts: &[&[u8]]) -> Result {
+        if self.stuck {
+            return Err(ETIMEDOUT);
+        }
+        let ack = ROOM - 1;
+        let mut at = 0;
+        self.put(&mut at, &[command.0, command.1])?;
+        for part in parts {
+            self.put(&mut at, part)?;
+        }
+        if at >= ack {
+            return Err(E2BIG);
+        }
+        // Neither of the values of 5.1.6.5.
+        io_write!(self.memory, [try: ack], 0xff);
+        let addr = self.memory.dma_address();
+        // CAST: Less than `ROOM`.
+        let out = Segment {
+            addr,
+            len: at as u32,
+        };
+        let input = Segment {
+            addr: addr.wrapping_add(ack as u64),
+            len: 1,
+        };
+        if self.queue.add(&[out], &[input], ()).is_err() {
+            return Err(EIO);
+        }
+        if self.queue.publish() {
+            self.doorbell.ring();
+        }
+        self.wait()?;
+        match io_read!(self.memory, [try: ack]) {
+            OK => Ok(()),
+            _ => Err(EOPNOTSUPP),
+        }
+    }
+
+    fn put(&self, at: &mut usize, octets: &[u8]) -> Result {
+        for octet in octets {
+            io_write!(self.memory, [try: *at], *octet);
+            *at = at.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result {
+        for step in 0..STEPS {
+            match self.queue.pop() {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) if step < SPINS => core::hint::spin_loop(),
+                Ok(None) => fsleep(STEP),
+                Err(_) => {
+                    self.stuck = true;
+                    return Err(EIO);
+                }
+            }
+        }
+        self.stuck = true;
+        Err(ETIMEDOUT)
+    }
+
+    /// Whether only a reset helps.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+
+    /// Sets which addresses to receive, besides the device's own (5.1.6.5.2).
+    pub(super) fn set_addresses(&mut self, unicast: &[Address], multicast: &[Address]) -> Result {
+        let length =
+            |list: &[Address]| -> Result<[u8; 4]> { Ok(u32::try_from(list.len())?.to_le_bytes()) };
+        self.execute_parts(
+            MAC_TABLE_SET,
+            &[
+                &length(unicast)?,
+                unicast.as_flattened(),
+                &length(multicast)?,
+                multicast.as_flattened(),
+            ],
+        )
+    }
+}

@@ -1,0 +1,508 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From a device that was reset to one that is driven, and back.
+//!
+//! # Theory of operation
+//!
+//! | state | queues | polling |
+//! |---|---|---|
+//! | not driven | none | off |
+//! | driven, interface down | the device has them, without buffers | off |
+//! | driven, interface up | filled | on |
+//!
+//! The state of a receive queue moves from [`Driven`] into polling and back; that of a transmit
+//! queue is with its lock as long as the device is driven. Nothing that the device may touch is
+//! freed before it was reset. Should it refuse to be reset, all of that is leaked, on purpose.
+
+use super::{
+    config::{
+        Fixed,
+        Link, //
+    },
+    control::ControlQueue,
+    features,
+    interrupts::{
+        Configuration,
+        Line,
+        Pairs,
+        Polled,
+        Shared, //
+    },
+    nic::{
+        Control,
+        Nic,
+        Wishes, //
+    },
+    rx::{
+        self,
+        Rx, //
+    },
+    tx::Tx, //
+};
+use crate::{
+    dma::{
+        self,
+        Mapper, //
+    },
+    irq::Vectors,
+    net::{
+        Device,
+        PagePool,
+        MAX_SEGMENTS, //
+    },
+    virtio::{
+        best_size,
+        Features,
+        Transport,
+        Virtqueue, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// Largest frame beyond its MTU: Ethernet's header and a VLAN's tag.
+const FRAME_OVERHEAD: u32 = 18;
+/// Descriptors of the control queue: one command at a time.
+const CONTROL_SIZE: u16 = 16;
+/// So many resets within [`RECOVERY_SPAN`] and the device is given up.
+const MAX_RECOVERIES: u32 = 10;
+/// See [`MAX_RECOVERIES`].
+const RECOVERY_SPAN: Delta = Delta::from_secs(60);
+
+/// A device that is driven.
+pub(super) struct Driven<'a> {
+    /// Dropped first: no handler runs when the rest goes.
+    vectors: Option<Vectors<'a>>,
+    /// What was agreed on.
+    pub(super) features: Features,
+    /// What the device is.
+    pub(super) fixed: Fixed,
+    /// Its link, when it was last looked at.
+    pub(super) link: Link,
+    /// The control queue, if there is one.
+    pub(super) control: Option<ControlQueue<'a>>,
+    /// Receive queues while they are not polled.
+    rx: KVec<Option<Rx<'a>>>,
+    /// Polling is on for so many pairs.
+    running: u16,
+    /// The largest frame that fits in a buffer.
+    frame: u32,
+}
+
+impl Driven<'_> {
+    /// The largest MTU.
+    pub(super) fn max_mtu(&self) -> u32 {
+        self.fixed.max_mtu
+    }
+
+    /// Whether frames of that MTU can be received as things are.
+    pub(super) fn buffers_fit(&self, mtu: u32) -> bool {
+        self.features.contains(features::MRG_RXBUF) || mtu + FRAME_OVERHEAD <= self.frame
+    }
+}
+
+/// How often the device was reset of late.
+#[derive(Default)]
+pub(super) struct Recovery {
+    count: u32,
+    since: Option<Instant<Monotonic>>,
+}
+
+impl Recovery {
+    /// Notes another reset. False if there have been too many.
+    fn allow(&mut self) -> bool {
+        let recent = self
+            .since
+            .is_some_and(|since| since.elapsed() < RECOVERY_SPAN);
+        if !recent {
+            self.since = Some(Instant::now());
+            self.count = 0;
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= MAX_RECOVERIES
+    }
+}
+
+/// The smallest order of pages that hold `octets`.
+fn order_of(octets: u32) -> u32 {
+    let mut order = 0;
+    while order < 10 && (kernel::page::PAGE_SIZE << order) < octets as usize {
+        order += 1;
+    }
+    order
+}
+
+/// The numbers of the queues of pair `index` (5.1.2).
+fn rx_queue(index: u16) -> u16 {
+    index * 2
+}
+
+fn tx_queue(index: u16) -> u16 {
+    index * 2 + 1
+}
+
+/// That of the control queue, after those of all pairs.
+fn control_queue(max_pairs: u16) -> Result<u16> {
+    max_pairs.checked_mul(2).ok_or(EINVAL)
+}
+
+impl<'a> Nic<'a> {
+    /// Looks how many pairs there can be: as many as the device has, and there are CPUs.
+    pub(super) fn probe_pairs(transport: &Transport<'_>) -> Result<u16> {
+        let accepted = transport.negotiate(features::WANTED, features::REQUIREMENTS)?;
+        let fixed = Fixed::read(transport, accepted)?;
+        transport.reset()?;
+        let cpus = u16::try_from(kernel::cpu::nr_cpu_ids()).unwrap_or(u16::MAX);
+        // Two queues each and one more must have numbers.
+        Ok(fixed.max_pairs.min(cpus.max(1)).min(0x3fff))
+    }
+
+    /// How many pairs to use at first.
+    pub(super) fn default_pairs(&self, driven: &Driven<'_>) -> u16 {
+        // CAST: There are as many as `probe_pairs` said.
+        (self.pairs.len() as u16).min(driven.fixed.max_pairs)
+    }
+
+    /// Agrees with the device on features and gives it its queues.
+    pub(super) fn drive(&self, dev: &Device<Self>, wishes: &Wishes) -> Result<Driven<'a>> {
+        let result = self.try_drive(dev, wishes);
+        if result.is_err() {
+            // What the device was given is gone: it must not use it.
+            let _ = self.transport.reset();
+            self.drop_tx();
+        }
+        result
+    }
+
+    fn try_drive(&self, dev: &Device<Self>, wishes: &Wishes) -> Result<Driven<'a>> {
+        let transport = &self.transport;
+        let features = transport.negotiate(features::WANTED, features::REQUIREMENTS)?;
+        let fixed = Fixed::read(transport, features)?;
+        let pairs = self.pairs.len();
+        if usize::from(fixed.max_pairs) < pairs {
+            // It was another number when the net device was made.
+            return Err(EINVAL);
+        }
+        let wanted = u32::try_from(pairs)? + 1;
+        let mut vectors = Vectors::new(self.pdev, wanted)?;
+        let msix = vectors.is_msix();
+        transport.set_config_vector(msix.then_some(0))?;
+        let vector_of = |pair: u16| -> Option<u16> {
+            let others = u16::try_from(vectors.count())
+                .unwrap_or(u16::MAX)
+                .saturating_sub(1);
+            match (msix, others) {
+                (false, _) => None,
+                (true, 0) => Some(0),
+                (true, others) => Some(1 + pair % others),
+            }
+        };
+        let frame = dev.mtu().max(super::config::ETHERNET_MTU) + FRAME_OVERHEAD;
+        let mut rx = KVec::with_capacity(pairs, GFP_KERNEL)?;
+        for index in 0..u16::try_from(pairs)? {
+            let queue = self.make_rx(index, features, frame, wishes.rx_size)?;
+            transport.enable_queue(rx_queue(index), &queue.queue.addresses(), vector_of(index))?;
+            rx.push(Some(queue), GFP_KERNEL)?;
+            self.make_tx(index, features, wishes.tx_size, vector_of(index))?;
+        }
+        let control = if features.contains(features::CTRL_VQ) {
+            Some(self.make_control(features, &fixed)?)
+        } else {
+            None
+        };
+        self.request_interrupts(dev, &mut vectors)?;
+        transport.driver_ok()?;
+        let link = Link::read(transport, features)?;
+        Ok(Driven {
+            vectors: Some(vectors),
+            features,
+            fixed,
+            link,
+            control,
+            rx,
+            running: 0,
+            frame,
+        })
+    }
+
+    /// The size for queue `index`: what is wished, as far as the device can.
+    fn queue_size(&self, index: u16, wished: u16) -> Result<u16> {
+        let max = self.transport.queue_max_size(index)?;
+        let size = if wished == 0 { max } else { wished.min(max) };
+        Ok(best_size(size.min(MAX_QUEUE)))
+    }
+
+    fn make_rx(&self, index: u16, features: Features, frame: u32, wished: u16) -> Result<Rx<'a>> {
+        let dev = self.pdev.as_ref();
+        let number = rx_queue(index);
+        let size = self.queue_size(number, wished)?;
+        let mergeable = features.contains(features::MRG_RXBUF);
+        let order = if mergeable {
+            0
+        } else {
+            order_of(frame + rx::OVERHEAD)
+        };
+        let pair = self.pairs.get(usize::from(index)).ok_or(EINVAL)?;
+        let pool = PagePool::new(dev, &pair.rx, index.into(), order, size.into())?;
+        let queue = Virtqueue::new(dev, number, size, features)?;
+        let doorbell = self.transport.doorbell(number)?;
+        Ok(Rx::new(queue, pool, doorbell, mergeable))
+    }
+
+    fn make_tx(&self, index: u16, features: Features, wished: u16, vector: Option<u16>) -> Result {
+        let dev = self.pdev.as_ref();
+        let number = tx_queue(index);
+        let size = self.queue_size(number, wished)?;
+        // CAST: Some twenty.
+        let segments = MAX_SEGMENTS as u16;
+        let queue = Virtqueue::with_tables(dev, number, size, features, segments)?;
+        // A device that shares the processor's view of memory needs no mappings (6.1).
+        let maps = features.contains(Features::ACCESS_PLATFORM) || dma::is_translated(dev);
+        let mapper = if maps {
+            Mapper::new(dev)
+        } else {
+            Mapper::physical()
+        };
+        let doorbell = self.transport.doorbell(number)?;
+        let indirect = features.contains(Features::INDIRECT_DESC);
+        let tx = Tx::new(queue, doorbell, mapper, maps, indirect)?;
+        let addresses = tx.queue.addresses();
+        let pair = self.pairs.get(usize::from(index)).ok_or(EINVAL)?;
+        let handler = pair.tx.handler();
+        *handler.cell.lock_bh() = Some(tx);
+        handler.busy.store(false, Relaxed);
+        self.transport.enable_queue(number, &addresses, vector)
+    }
+
+    fn make_control(&self, features: Features, fixed: &Fixed) -> Result<ControlQueue<'a>> {
+        let dev = self.pdev.as_ref();
+        let number = control_queue(if features.contains(features::MQ) {
+            fixed.max_pairs
+        } else {
+            1
+        })?;
+        let size = self.queue_size(number, CONTROL_SIZE)?;
+        let queue = Virtqueue::new(dev, number, size, features)?;
+        let addresses = queue.addresses();
+        let control = ControlQueue::new(dev, queue, self.transport.doorbell(number)?)?;
+        // Answers are looked for: no vector.
+        self.transport.enable_queue(number, &addresses, None)?;
+        Ok(control)
+    }
+
+    /// Registers the handlers of all vectors.
+    fn request_interrupts(&self, dev: &Device<Self>, vectors: &mut Vectors<'a>) -> Result {
+        let polled = |vector: u32, of: u32| -> Result<Polled<'a>> {
+            let mut list = KVec::new();
+            for (i, pair) in self.pairs.iter().enumerate() {
+                if of == 0 || i as u32 % of == vector {
+                    list.push(pair.rx.clone(), GFP_KERNEL)?;
+                }
+            }
+            Ok(list)
+        };
+        let others = vectors.count().saturating_sub(1);
+        if !vectors.is_msix() {
+            let handler = Line {
+                dev: dev.weak(),
+                transport: self.transport.clone(),
+                pairs: Pairs {
+                    polled: polled(0, 0)?,
+                },
+            };
+            return vectors.handle(0, fmt!("all"), Arc::new(handler, GFP_KERNEL)?);
+        }
+        if others == 0 {
+            let handler = Shared {
+                dev: dev.weak(),
+                pairs: Pairs {
+                    polled: polled(0, 0)?,
+                },
+            };
+            vectors.handle(0, fmt!("all"), Arc::new(handler, GFP_KERNEL)?)?;
+        } else {
+            let handler = Configuration { dev: dev.weak() };
+            vectors.handle(0, fmt!("config"), Arc::new(handler, GFP_KERNEL)?)?;
+        }
+        for i in 0..others {
+            let pairs = Pairs {
+                polled: polled(i, others)?,
+            };
+            vectors.handle(1 + i, fmt!("pair{}", i), Arc::new(pairs, GFP_KERNEL)?)?;
+            vectors.spread(1 + i, i);
+        }
+        Ok(())
+    }
+
+    /// Has the queues in use polled. The interface goes up.
+    pub(super) fn start_queues(&self, dev: &Device<Self>, control: &mut Control<'a>) -> Result {
+        let pairs = control.wishes.pairs;
+        let driven = control.driven.as_mut().ok_or(ENODEV)?;
+        for index in 0..pairs {
+            let (Some(pair), Some(slot)) = (
+                self.pairs.get(usize::from(index)),
+                driven.rx.get_mut(usize::from(index)),
+            ) else {
+                return Err(EINVAL);
+            };
+            let Some(mut rx) = slot.take() else {
+                return Err(EINVAL);
+            };
+            // Too few buffers are better than none: polling adds more.
+            rx.refill(&pair.rx.handler().stats);
+            if let Err(rx) = pair.rx.enable(rx) {
+                *slot = Some(rx);
+                return Err(EBUSY);
+            }
+            driven.running = index + 1;
+            let _ = pair.tx.enable(());
+            pair.rx.link_queue(index.into(), false);
+            pair.tx.link_queue(index.into(), true);
+            // What came before polling was on had nobody to ask for an interrupt.
+            pair.rx.schedule();
+        }
+        dev.set_xps(pairs.into());
+        for pair in self.pairs.iter().take(pairs.into()) {
+            let guard = pair.tx.handler().cell.lock_bh();
+            guard.control().wake();
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Self::start_queues`].
+    pub(super) fn stop_queues(&self, dev: &Device<Self>, control: &mut Control<'a>) {
+        dev.tx_disable();
+        let Some(driven) = control.driven.as_mut() else {
+            return;
+        };
+        for index in 0..driven.running {
+            let Some(pair) = self.pairs.get(usize::from(index)) else {
+                continue;
+            };
+            pair.rx.unlink_queue(index.into(), false);
+            pair.tx.unlink_queue(index.into(), true);
+            let rx = pair.rx.disable();
+            if let Some(slot) = driven.rx.get_mut(usize::from(index)) {
+                *slot = rx;
+            }
+            let _ = pair.tx.disable();
+        }
+        driven.running = 0;
+    }
+
+    /// Takes everything back from the device. Polling must be off.
+    pub(super) fn give_up_device(&self, control: &mut Control<'a>) {
+        let Some(mut driven) = control.driven.take() else {
+            return;
+        };
+        driven.vectors = None;
+        if let Err(error) = self.transport.reset() {
+            if error != ENODEV {
+                // It may go on using what it has.
+                dev_err!(self.pdev, "device does not let itself be reset\n");
+                core::mem::forget(driven);
+                for pair in &self.pairs {
+                    core::mem::forget(pair.tx.handler().cell.lock_bh().take());
+                }
+                return;
+            }
+        }
+        self.drop_tx();
+        drop(driven);
+    }
+
+    /// Frees all transmit queues, which no device uses any more.
+    fn drop_tx(&self) {
+        for pair in &self.pairs {
+            let handler = pair.tx.handler();
+            let tx = {
+                let mut guard = handler.cell.lock_bh();
+                guard.control().reset_counts();
+                guard.take()
+            };
+            handler.busy.store(false, Relaxed);
+            // Not with the lock held.
+            drop(tx);
+        }
+    }
+
+    /// Resets the device and drives it anew with the same wishes, because of `why`. Gives the
+    /// device up if that does not help.
+    pub(super) fn recover(&self, dev: &Device<Self>, why: &str) {
+        let mut control = self.control.lock();
+        if control.driven.is_none() {
+            return;
+        }
+        if control.recovery.allow() {
+            dev_warn!(self.pdev, "{}: resetting\n", why);
+            if self.rebuild_locked(dev, &mut control).is_ok() {
+                return;
+            }
+        }
+        self.abandon(dev, &mut control);
+    }
+
+    /// Makes all queues anew.
+    pub(super) fn rebuild(&self, dev: &Device<Self>) -> Result {
+        let mut control = self.control.lock();
+        self.rebuild_locked(dev, &mut control)
+    }
+
+    fn rebuild_locked(&self, dev: &Device<Self>, control: &mut Control<'a>) -> Result {
+        self.stop_queues(dev, control);
+        self.give_up_device(control);
+        control.driven = Some(self.drive(dev, &control.wishes)?);
+        self.tell_all(control, &dev.address())?;
+        if control.wishes.open {
+            self.start_queues(dev, control)?;
+        }
+        dev.schedule_work(super::Work::CONFIG);
+        Ok(())
+    }
+
+    /// Gives the device up, with one message.
+    fn abandon(&self, dev: &Device<Self>, control: &mut Control<'a>) {
+        self.stop_queues(dev, control);
+        dev.set_carrier(false);
+        self.give_up_device(control);
+        self.transport.fail();
+        dev.detach();
+        dev_err!(self.pdev, "device does not work and is given up\n");
+    }
+}
+
+/// The largest queue that is good for something.
+const MAX_QUEUE: u16 = 4096;
+
+#[kunit_tests(ferronic_lifecycle)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_hold_what_they_are_for() {
+        assert_eq!(order_of(1), 0);
+        assert_eq!(order_of(4096), 0);
+        assert_eq!(order_of(4097), 1);
+        assert_eq!(order_of(9018 + rx::OVERHEAD), 2);
+        assert_eq!(order_of(65553 + rx::OVERHEAD), 5);
+    }
+
+    #[test]
+    fn too_many_resets_are_refused() {
+        let mut recovery = Recovery::default();
+        for _ in 0..MAX_RECOVERIES {
+            assert!(recovery.allow());
+        }
+        assert!(!recovery.allow());
+    }
+}

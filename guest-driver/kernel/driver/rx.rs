@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Receiving.
+//!
+//! # Theory of operation
+//!
+//! Buffers come from a page pool. In each, room is left before and behind what the device may
+//! write, so that the kernel can make a packet of the buffer as it is:
+//!
+//! ```text
+//! | HEADROOM | header, frame ...             | SKB_TAIL |
+//!            ^ the device writes from here to ^
+//! ```
+//!
+//! A small frame is copied instead, and its buffer given to the device again at once: a packet in
+//! a queue of some socket then does not hold a buffer many times its size. A packet in several
+//! buffers is made of the first, to which the others are added as fragments.
+//!
+//! With mergeable buffers their size follows what arrives: small ones for single frames, whole
+//! pages while large packets come. Without, each is as large as the largest frame.
+
+use super::{
+    header,
+    nic::Nic,
+    stats::RxStats,
+    tx::TxPoll,
+    Work, //
+};
+use crate::{
+    net::{
+        Growing,
+        Napi,
+        PagePool,
+        Poll,
+        PollContext,
+        PoolBuffer,
+        Progress,
+        SkBuff,
+        WeakDevice,
+        SKB_TAIL, //
+    },
+    virtio::{
+        Broken,
+        Doorbell,
+        Segment,
+        Virtqueue, //
+    }, //
+};
+use kernel::{
+    device::Bound,
+    pci,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// Room before the header: for headers of tunnels and links that a packet is forwarded to.
+pub(super) const HEADROOM: u32 = 64;
+/// Frames up to this length are copied.
+const COPY: u32 = 128;
+/// Octets of an Ethernet header; a frame has more.
+const ETHERNET_HEADER: u32 = 14;
+/// The buffers for single frames of an ordinary MTU: two in a page.
+const SMALL: u32 = 2048;
+/// The header's length, as a number of octets in a buffer.
+const HEADER: u32 = header::LENGTH as u32;
+
+/// What a buffer holds beside the frame.
+pub(super) const OVERHEAD: u32 = HEADROOM + HEADER + SKB_TAIL;
+
+/// A receive queue.
+pub(super) struct Rx<'a> {
+    // Dropped in this order: buffers go back to a pool that is still there.
+    pub(super) queue: Virtqueue<PoolBuffer>,
+    pool: PagePool,
+    doorbell: Doorbell<'a>,
+    /// Packets may be in several buffers.
+    mergeable: bool,
+    /// The size of buffers that are added now.
+    size: u32,
+    /// Average length of a packet, of late.
+    average: u32,
+    /// So many free descriptors are worth being filled.
+    refill_at: u16,
+}
+
+/// What became of a look at the queue.
+enum Outcome {
+    /// A packet was received, or dropped.
+    Packet(u32),
+    /// There is none.
+    Empty,
+    /// The device is not to be dealt with any longer.
+    Broken,
+}
+
+impl<'a> Rx<'a> {
+    /// A queue without buffers. `size` is that of buffers; if they are mergeable, to begin with.
+    pub(super) fn new(
+        queue: Virtqueue<PoolBuffer>,
+        pool: PagePool,
+        doorbell: Doorbell<'a>,
+        mergeable: bool,
+    ) -> Self {
+        let size = if mergeable { SMALL } else { pool.page_size() };
+        let refill_at = (queue.size() / 8).clamp(1, 32);
+        Self {
+            queue,
+            pool,
+            doorbell,
+            mergeable,
+            size,
+            average: 0,
+            refill_at,
+        }
+    }
+
+    /// Fills the queue. Returns whether there was memory for all.
+    pub(super) fn refill(&mut self, stats: &RxStats) -> bool {
+        let mut complete = true;
+        while self.queue.free() > 0 {
+            let Some(buffer) = self.pool.alloc(self.size) else {
+                stats.alloc_fail.add(1);
+                complete = false;
+                break;
+            };
+            if !self.give(buffer) {
+                break;
+            }
+        }
+        self.publish(stats);
+        complete
+    }
+
+    /// Adds a buffer. Returns whether the queue took it.
+    #[inline]
+    fn give(&mut self, buffer: PoolBuffer) -> bool {
+        let segment = Segment {
+            addr: buffer.addr().wrapping_add(HEADROOM.into()),
+            len: buffer.size().saturating_sub(HEADROOM + SKB_TAIL),
+        };
+        match self.queue.add(&[], &[segment], buffer) {
+            Ok(()) => true,
+            Err(full) => {
+                self.pool.recycle(full.token);
+                false
+            }
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self, stats: &RxStats) {
+        if self.queue.publish() {
+            self.doorbell.ring();
+            stats.kicks.add(1);
+        }
+    }
+
+    /// Receives up to the budget. Returns how many packets, and whether the device misbehaved.
+    fn receive(&mut self, stats: &RxStats, index: u32, context: PollContext<'_>) -> (u32, bool) {
+        let budget = context.budget();
+        let (mut packets, mut octets) = (0u32, 0u32);
+        let mut broken = false;
+        while packets < budget {
+            match self.receive_one(stats, index, context) {
+                Outcome::Packet(len) => {
+                    packets += 1;
+                    octets = octets.saturating_add(len);
+                }
+                Outcome::Empty => break,
+                Outcome::Broken => {
+                    broken = true;
+                    break;
+                }
+            }
+        }
+        if packets > 0 {
+            stats.packets.add(packets.into());
+            stats.bytes.add(octets.into());
+            if self.mergeable {
+                self.adapt(octets / packets);
+            }
+        }
+        (packets, broken)
+    }
+
+    /// Chooses the size of buffers by the length of packets.
+    #[inline]
+    fn adapt(&mut self, len: u32) {
+        // Moves by a quarter of the difference each time.
+        self.average = self.average.saturating_sub(self.average / 4) + len / 4;
+        let fits = self.average <= SMALL - OVERHEAD;
+        self.size = if fits { SMALL } else { self.pool.page_size() };
+    }
+
+    /// Receives a packet.
+    #[inline]
+    fn receive_one(&mut self, stats: &RxStats, index: u32, context: PollContext<'_>) -> Outcome {
+        let used = match self.queue.pop() {
+            Ok(Some(used)) => used,
+            Ok(None) => return Outcome::Empty,
+            Err(_) => return Outcome::Broken,
+        };
+        let (buffer, len) = (used.token, used.len);
+        self.pool.sync_for_cpu(&buffer, HEADROOM, len);
+        let Some(frame) = len.checked_sub(HEADER) else {
+            return self.nonsense(buffer, stats);
+        };
+        let received = header::decode(buffer.read(HEADROOM));
+        let more = if self.mergeable {
+            match received.num_buffers.checked_sub(1) {
+                Some(more) => more,
+                None => return self.nonsense(buffer, stats),
+            }
+        } else {
+            0
+        };
+        if frame < ETHERNET_HEADER {
+            return self.nonsense(buffer, stats);
+        }
+        let skb = if frame <= COPY && more == 0 {
+            let copy = SkBuff::copy_from(&buffer, HEADROOM + HEADER, frame, context);
+            self.pool.sync_for_device(&buffer, HEADROOM, len);
+            self.give(buffer);
+            copy
+        } else {
+            match SkBuff::build(buffer, HEADROOM + HEADER, frame) {
+                Ok(skb) => Some(skb),
+                Err(buffer) => {
+                    self.pool.recycle(buffer);
+                    None
+                }
+            }
+        };
+        let skb = match more {
+            0 => skb,
+            more => match self.merge(skb, more, stats) {
+                Ok(skb) => skb,
+                Err(outcome) => return outcome,
+            },
+        };
+        let Some(mut skb) = skb else {
+            stats.drops.add(1);
+            return Outcome::Packet(0);
+        };
+        let len = skb.len();
+        let offload = received.offload;
+        if offload.flags | offload.gso_type != 0 && !Self::apply(&mut skb, offload, stats) {
+            return Outcome::Packet(0);
+        }
+        skb.receive(index, context);
+        Outcome::Packet(len)
+    }
+
+    /// Takes over what the header says. False if that makes no sense.
+    #[inline]
+    fn apply(skb: &mut SkBuff, offload: crate::net::Offload, stats: &RxStats) -> bool {
+        if offload.flags & header::DATA_VALID != 0 {
+            skb.set_checked();
+            stats.csum_unnecessary.add(1);
+        }
+        let unfinished = offload.flags & header::NEEDS_CSUM != 0 || offload.gso_type != 0;
+        if unfinished && skb.set_offload(offload).is_err() {
+            stats.header_errors.add(1);
+            return false;
+        }
+        if offload.gso_type != 0 {
+            stats.large_packets.add(1);
+            stats.large_bytes.add(skb.len().into());
+        }
+        true
+    }
+
+    /// Adds the other buffers of a packet. Without a packet they are only taken back.
+    #[inline(never)]
+    fn merge(
+        &mut self,
+        skb: Option<SkBuff>,
+        more: u16,
+        stats: &RxStats,
+    ) -> Result<Option<SkBuff>, Outcome> {
+        let mut packet = skb.map(Growing::from);
+        for _ in 0..more {
+            let used = match self.queue.pop() {
+                Ok(Some(used)) => used,
+                // The device has to make all buffers of a packet visible together (5.1.6.4.1).
+                Ok(None) => {
+                    stats.length_errors.add(1);
+                    return Err(Outcome::Broken);
+                }
+                Err(_) => return Err(Outcome::Broken),
+            };
+            self.pool.sync_for_cpu(&used.token, HEADROOM, used.len);
+            let rest = match &mut packet {
+                Some(packet) => packet.add(used.token, HEADROOM, used.len),
+                None => Err(used.token),
+            };
+            if let Err(buffer) = rest {
+                // It is dropped, but not before all of it is here.
+                packet = None;
+                self.pool.recycle(buffer);
+            }
+        }
+        Ok(packet.map(Growing::finish))
+    }
+
+    /// Drops what no device may send.
+    #[cold]
+    fn nonsense(&mut self, buffer: PoolBuffer, stats: &RxStats) -> Outcome {
+        self.pool.recycle(buffer);
+        stats.length_errors.add(1);
+        Outcome::Packet(0)
+    }
+
+    /// What the device did wrong, if it did.
+    pub(super) fn broken(&self) -> Option<Broken> {
+        self.queue.broken()
+    }
+}
+
+/// Polls a receive queue, and looks after the transmit queue of its pair on the way.
+pub(super) struct RxPoll<'a> {
+    pub(super) index: u32,
+    pub(super) stats: RxStats,
+    pub(super) tx: Arc<Napi<TxPoll<'a>>>,
+    pub(super) dev: WeakDevice<Nic<'a>>,
+    pub(super) pdev: &'a pci::Device<Bound>,
+}
+
+impl<'a> Poll for RxPoll<'a> {
+    type State = Rx<'a>;
+
+    fn poll(&self, rx: &mut Rx<'a>, context: PollContext<'_>) -> Progress {
+        let budget = context.budget();
+        // One interrupt serves both directions.
+        self.tx.handler().clean_along(&self.tx, context);
+        if budget == 0 {
+            return Progress::More(0);
+        }
+        rx.queue.disable_callback();
+        let (packets, broken) = rx.receive(&self.stats, self.index, context);
+        if broken {
+            self.report(rx);
+            return Progress::Done(packets);
+        }
+        let filled = if rx.queue.free() >= rx.refill_at {
+            rx.refill(&self.stats)
+        } else {
+            // Buffers whose frames were copied.
+            rx.publish(&self.stats);
+            true
+        };
+        // Without a buffer there is no interrupt that leads here: try again.
+        let starved = !filled && rx.queue.outstanding() == 0;
+        if packets < budget && !starved && !rx.queue.enable_callback() {
+            return Progress::Done(packets);
+        }
+        Progress::More(packets)
+    }
+
+    fn resume(&self, rx: &mut Rx<'a>) {
+        rx.queue.disable_callback();
+    }
+}
+
+impl RxPoll<'_> {
+    #[cold]
+    fn report(&self, rx: &Rx<'_>) {
+        self.stats.broken.add(1);
+        super::report_broken(self.pdev, "receive", self.index, rx.broken());
+        self.dev.schedule_work(Work::RESET);
+    }
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Transmitting.
+//!
+//! # Theory of operation
+//!
+//! A packet goes to the device as it is: its linear part, with our header written before it, then
+//! its fragments. It is freed when the device has used it.
+//!
+//! All happens with the lock of the transmit queue held, by the networking core when it sends and
+//! by us when completions are looked after. So whether there is room is never a race: a queue that
+//! is stopped has a callback asked for, and whoever makes room wakes it.
+//!
+//! While buffers are outstanding a callback is asked for, for when most of them are used. It is
+//! asked for with the first of them (`armed`), and again whenever completions were looked after,
+//! not with each packet.
+
+use super::{
+    header,
+    nic::Nic,
+    stats::TxStats,
+    Work, //
+};
+use crate::{
+    dma::Mapper,
+    net::{
+        Busy,
+        Napi,
+        Poll,
+        PollContext,
+        Progress,
+        SkBuff,
+        TxBuffer,
+        TxControl,
+        TxMaps,
+        TxQueue,
+        WeakDevice,
+        XmitQueue,
+        MAX_SEGMENTS, //
+    },
+    virtio::{
+        Doorbell,
+        Segment,
+        Virtqueue, //
+    }, //
+};
+use kernel::{
+    device::Bound,
+    pci,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+/// A transmit queue.
+pub(super) struct Tx<'a> {
+    pub(super) queue: Virtqueue<TxBuffer<'a>>,
+    doorbell: Doorbell<'a>,
+    mapper: Mapper<'a>,
+    /// Where mappings of packets are kept, if the mapper makes any: as many as there can be
+    /// packets, less those that are in use.
+    spare: KVec<KBox<TxMaps<'a>>>,
+    maps: bool,
+    /// A packet takes up to so many descriptors.
+    needed: u16,
+    /// The callback is asked for.
+    armed: bool,
+    /// The pieces of the packet being sent.
+    segments: [Segment; MAX_SEGMENTS],
+}
+
+impl<'a> Tx<'a> {
+    /// A queue without packets. `indirect`: a packet takes one descriptor, however many pieces it
+    /// has.
+    pub(super) fn new(
+        queue: Virtqueue<TxBuffer<'a>>,
+        doorbell: Doorbell<'a>,
+        mapper: Mapper<'a>,
+        maps: bool,
+        indirect: bool,
+    ) -> Result<Self> {
+        let mut spare = KVec::new();
+        if maps {
+            let count = usize::from(queue.size());
+            spare.reserve(count, GFP_KERNEL)?;
+            for _ in 0..count {
+                spare.push(KBox::new(TxMaps::new(), GFP_KERNEL)?, GFP_KERNEL)?;
+            }
+        }
+        // CAST: Some twenty.
+        let needed = if indirect { 1 } else { MAX_SEGMENTS as u16 };
+        if queue.size() < needed {
+            return Err(EINVAL);
+        }
+        Ok(Self {
+            queue,
+            doorbell,
+            mapper,
+            spare,
+            maps,
+            needed,
+            armed: false,
+            segments: [Segment::default(); MAX_SEGMENTS],
+        })
+    }
+
+    #[inline]
+    fn has_room(&self) -> bool {
+        self.queue.free() >= self.needed
+    }
+
+    /// Shows the device what was added, and notifies it if it wants to be.
+    #[inline]
+    fn publish(&mut self, stats: &TxStats) {
+        if self.queue.publish() {
+            self.doorbell.ring();
+            stats.kicks.add(1);
+        }
+    }
+
+    /// Gives a packet to the device. False if it was dropped.
+    #[inline]
+    fn give(&mut self, skb: SkBuff, stats: &TxStats) -> bool {
+        let Some(offload) = skb.offload() else {
+            return false;
+        };
+        let header = header::encode(offload, skb.head_len());
+        let maps = if self.maps { self.spare.pop() } else { None };
+        if self.maps && maps.is_none() {
+            return false;
+        }
+        let len = skb.len();
+        let (buffer, count) = match skb.prepare(&header, self.mapper, maps, &mut self.segments) {
+            Ok(prepared) => prepared,
+            Err((_skb, maps)) => {
+                self.keep(maps);
+                return false;
+            }
+        };
+        let Some(pieces) = self.segments.get(..count) else {
+            return false;
+        };
+        if let Err(full) = self.queue.add(pieces, &[], buffer) {
+            let (_skb, maps) = full.token.finish();
+            self.keep(maps);
+            return false;
+        }
+        if offload.flags | offload.gso_type != 0 {
+            stats.needs_csum.add(1);
+            if offload.gso_type != 0 {
+                stats.large_packets.add(1);
+                stats.large_bytes.add(len.into());
+            }
+        }
+        true
+    }
+
+    #[inline]
+    fn keep(&mut self, maps: Option<KBox<TxMaps<'a>>>) {
+        if let Some(maps) = maps {
+            // There is room, as it was reserved for all.
+            let _ = self.spare.push_within_capacity(maps);
+        }
+    }
+
+    /// Frees what the device has sent. Returns how many packets; fails if the device misbehaves.
+    #[inline]
+    fn complete(
+        &mut self,
+        control: TxControl<'_>,
+        budget: u32,
+        stats: &TxStats,
+    ) -> Result<u32, crate::virtio::Broken> {
+        let (mut packets, mut octets) = (0u32, 0u32);
+        let mut result = Ok(());
+        loop {
+            match self.queue.pop() {
+                Ok(Some(used)) => {
+                    let (skb, maps) = used.token.finish();
+                    packets = packets.wrapping_add(1);
+                    octets = octets.wrapping_add(skb.len());
+                    skb.consume(budget);
+                    self.keep(maps);
+                }
+                Ok(None) => break,
+                Err(broken) => {
+                    result = Err(broken);
+                    break;
+                }
+            }
+        }
+        if packets > 0 {
+            stats.packets.add(packets.into());
+            stats.bytes.add(octets.into());
+            control.completed(packets, octets);
+            if control.is_stopped() && self.has_room() && result.is_ok() {
+                control.wake();
+                stats.wakes.add(1);
+            }
+        }
+        result.map(|()| packets)
+    }
+
+    /// Asks for a callback. True if there are completions already.
+    #[inline]
+    fn arm(&mut self) -> bool {
+        self.armed = true;
+        self.queue.enable_callback_delayed()
+    }
+}
+
+/// Looks after the completions of a transmit queue.
+pub(super) struct TxPoll<'a> {
+    pub(super) index: u32,
+    pub(super) stats: TxStats,
+    pub(super) cell: TxQueue<Tx<'a>>,
+    pub(super) dev: WeakDevice<Nic<'a>>,
+    pub(super) pdev: &'a pci::Device<Bound>,
+    /// Packets are with the device. A hint for who does not have the lock.
+    pub(super) busy: Atomic<bool>,
+}
+
+impl<'a> TxPoll<'a> {
+    /// Sends a packet.
+    #[inline]
+    pub(super) fn xmit(
+        &self,
+        napi: &Napi<Self>,
+        skb: SkBuff,
+        queue: &mut XmitQueue<'_>,
+    ) -> Result<(), Busy> {
+        let Some((tx, control)) = self.cell.with(queue) else {
+            // The device is being reset: sending is off, but for who looked just before.
+            return Ok(());
+        };
+        if !tx.has_room() {
+            // Cannot be, unless the core sends on a stopped queue.
+            control.stop();
+            return Err(Busy(skb));
+        }
+        let len = skb.len();
+        let kick = if tx.give(skb, &self.stats) {
+            if !tx.has_room() {
+                self.full(napi, tx, control);
+            }
+            control.sent(len)
+        } else {
+            self.stats.drops.add(1);
+            control.must_kick()
+        };
+        if kick {
+            tx.publish(&self.stats);
+            if !tx.armed {
+                self.busy.store(true, Relaxed);
+                if tx.arm() {
+                    napi.schedule();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the queue until there is room.
+    #[cold]
+    fn full(&self, napi: &Napi<Self>, tx: &mut Tx<'a>, control: TxControl<'_>) {
+        control.stop();
+        self.stats.stops.add(1);
+        // What was added must be visible, or nothing would ever be completed.
+        tx.publish(&self.stats);
+        self.busy.store(true, Relaxed);
+        if tx.arm() {
+            napi.schedule();
+        }
+    }
+
+    /// Looks after completions where the receive queue of the pair is polled.
+    #[inline]
+    pub(super) fn clean_along(&self, napi: &Napi<Self>, context: PollContext<'_>) {
+        if !self.busy.load(Relaxed) {
+            return;
+        }
+        let Some(mut guard) = self.cell.try_lock() else {
+            // Someone is sending right now.
+            napi.schedule();
+            return;
+        };
+        if let Some((tx, control)) = guard.split() {
+            self.clean(napi, tx, control, context);
+        }
+    }
+
+    #[inline]
+    fn clean(
+        &self,
+        napi: &Napi<Self>,
+        tx: &mut Tx<'a>,
+        control: TxControl<'_>,
+        context: PollContext<'_>,
+    ) {
+        match tx.complete(control, context.budget(), &self.stats) {
+            Ok(0) => {}
+            Ok(_) if tx.queue.outstanding() == 0 => {
+                tx.armed = false;
+                self.busy.store(false, Relaxed);
+            }
+            Ok(_) => {
+                if tx.arm() {
+                    napi.schedule();
+                }
+            }
+            Err(broken) => self.report(broken),
+        }
+    }
+
+    #[cold]
+    fn report(&self, broken: crate::virtio::Broken) {
+        self.stats.broken.add(1);
+        super::report_broken(self.pdev, "transmit", self.index, Some(broken));
+        self.dev.schedule_work(Work::RESET);
+    }
+}
+
+impl<'a> Poll for TxPoll<'a> {
+    type State = ();
+
+    fn poll(&self, (): &mut (), context: PollContext<'_>) -> Progress {
+        let mut guard = self.cell.lock();
+        let Some((tx, control)) = guard.split() else {
+            return Progress::Done(0);
+        };
+        tx.queue.disable_callback();
+        tx.armed = false;
+        if let Err(broken) = tx.complete(control, context.budget(), &self.stats) {
+            self.report(broken);
+            return Progress::Done(0);
+        }
+        if tx.queue.outstanding() == 0 {
+            self.busy.store(false, Relaxed);
+            return Progress::Done(0);
+        }
+        self.busy.store(true, Relaxed);
+        if tx.arm() {
+            Progress::More(0)
+        } else {
+            Progress::Done(0)
+        }
+    }
+
+    fn resume(&self, (): &mut ()) {}
+}
