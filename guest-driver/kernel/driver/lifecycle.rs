@@ -238,8 +238,8 @@ impl<'a> Nic<'a> {
     /// The size for queue `index`: what is wished, as far as the device can.
     fn queue_size(&self, index: u16, wished: u16) -> Result<u16> {
         let max = self.transport.queue_max_size(index)?;
-        let size = if wished == 0 { max } else { wished.min(max) };
-        Ok(best_size(size.min(MAX_QUEUE)))
+        let wished = if wished == 0 { MAX_QUEUE } else { wished };
+        best_size(max, wished).ok_or(EINVAL)
     }
 
     fn make_rx(&self, index: u16, features: Features, frame: u32, wished: u16) -> Result<Rx<'a>> {
