@@ -45,7 +45,9 @@ impl Features {
             | Self::VERSION_1.0
             | Self::ACCESS_PLATFORM.0
             | Self::ORDER_PLATFORM.0
-            | Self::RING_RESET.0,
+            | Self::RING_RESET.0
+            // The second word of a descriptor must be written in one store.
+            | if cfg!(CONFIG_64BIT) { Self::RING_PACKED.0 } else { 0 },
     );
 
     /// The set of the one bit `N`.

@@ -18,25 +18,28 @@
 //!
 //! # Limitations
 //!
-//! Split rings only; no notification data, no in-order use, no administration queue.
+//! No notification data, no in-order use, no administration queue.
 
 mod capability;
 mod features;
+mod memory;
+mod packed;
 mod queue;
 mod registers;
 mod ring;
+mod split;
 #[cfg(CONFIG_KUNIT = "y")]
 mod testing;
 mod transport;
 mod window;
 
+pub(crate) use crate::dma::Segment;
 pub(crate) use features::{
     Features,
     Requirement, //
 };
 pub(crate) use queue::{
     best_size,
-    Segment,
     Virtqueue, //
 };
 pub(crate) use registers::{

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The arithmetic of a split ring (VIRTIO 1.3, 2.7), without its memory.
+//! The arithmetic of rings (VIRTIO 1.3, 2.7 and 2.8), without their memory.
 //!
 //! [`Ledger`] remembers what was given to the device: which descriptors are free, which chains are
 //! outstanding, and what belongs to each. It is all that a queue goes by. The device can write to
@@ -11,20 +11,20 @@ use kernel::prelude::*;
 /// The largest size of a queue (2.7).
 pub(super) const MAX_SIZE: u16 = 32768;
 
-/// Whether there can be a split ring of `size` descriptors.
+/// Whether there can be a ring of `size` descriptors. (A packed one could have other sizes, too.)
 pub(super) const fn is_valid_size(size: u16) -> bool {
     size.is_power_of_two() && size <= MAX_SIZE
 }
 
 /// Whether moving an index from `old` to `new` passes `event`, so that whoever asked to be told at
 /// `event` must be (2.7.10). All three wrap at 65536.
-#[inline]
+#[inline(always)]
 pub(super) const fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
 /// Where to ask for an event so that three quarters of `outstanding` buffers are used before it.
-#[inline]
+#[inline(always)]
 pub(super) const fn delayed_event(used: u16, outstanding: u16) -> u16 {
     // Not `* 3 / 4`, which could overflow.
     used.wrapping_add(outstanding - outstanding / 4)
@@ -108,28 +108,28 @@ impl Broken {
     }
 }
 
-/// What is known of one descriptor.
+/// What is known of one slot.
 struct Slot<T> {
-    /// The token, if the descriptor is the head of an outstanding chain.
+    /// The token, if the slot is the head of an outstanding chain.
     token: Option<T>,
     /// How many octets the device can write to that chain.
     room: u32,
-    /// The last descriptor of that chain.
+    /// The last slot of that chain.
     tail: u16,
-    /// The number of its descriptors.
+    /// The number of descriptors that it takes.
     count: u16,
-    /// The next descriptor: of the list of free ones, or of the chain.
+    /// The next slot: of the list of free ones, or of the chain.
     next: u16,
 }
 
 /// A chain of free descriptors that is about to be given to the device.
 #[derive(Clone, Copy)]
 pub(super) struct Chain {
-    /// The number of descriptors, at least 1, from the first free one on.
+    /// The number of its descriptors, at least 1.
     pub(super) count: u16,
-    /// The last of them.
+    /// The last that is taken from the list of free ones, which begins with the first.
     pub(super) tail: u16,
-    /// What follows that in the list of free ones.
+    /// What follows that in the list.
     pub(super) after: u16,
     /// How many octets the device can write.
     pub(super) room: u32,
@@ -140,9 +140,13 @@ pub(super) struct Chain {
 /// # Invariants
 ///
 /// - There are `size` slots, `size` being a power of two and at most [`MAX_SIZE`].
-/// - From `free_head` on, following `next`, there are `free` distinct free descriptors.
-/// - The chain of each slot with a token has `count` descriptors that are in no other chain and
-///   not free, from the slot itself to `tail`, following `next`.
+/// - From `free_head` on, following `next`, there are at least `free` distinct free slots.
+/// - From each slot with a token to its `tail`, following `next`, there are slots that are in no
+///   other chain and not free, at most `count` of them.
+/// - `free` and the `count` of all slots with a token add up to `size`.
+///
+/// In a split ring a slot is a descriptor, and chains have `count` slots; in a packed ring it is an
+/// identifier, of which each chain has one.
 pub(super) struct Ledger<T> {
     slots: KVVec<Slot<T>>,
     free_head: u16,
@@ -174,20 +178,26 @@ impl<T> Ledger<T> {
         })
     }
 
+    /// Number of descriptors.
+    #[inline(always)]
+    pub(super) fn size(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Number of free descriptors.
-    #[inline]
+    #[inline(always)]
     pub(super) fn free(&self) -> u16 {
         self.free
     }
 
     /// The first free descriptor, meaningful if there is one: the head of the next chain.
-    #[inline]
+    #[inline(always)]
     pub(super) fn head(&self) -> u16 {
         self.free_head
     }
 
     /// The descriptor that follows `index` in the list of free ones.
-    #[inline]
+    #[inline(always)]
     pub(super) fn next(&self, index: u16) -> u16 {
         self.slots
             .get(usize::from(index))
@@ -197,7 +207,7 @@ impl<T> Ledger<T> {
     /// Takes `chain`, which must be the beginning of the list of free descriptors, for `token`.
     ///
     /// Gives the token back if there are not so many.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(&mut self, chain: Chain, token: T) -> Result<(), T> {
         let head = usize::from(self.free_head);
         match (self.free.checked_sub(chain.count), self.slots.get_mut(head)) {
@@ -217,12 +227,12 @@ impl<T> Ledger<T> {
     }
 
     /// Takes back the chain whose head the device says is `id`, and of which it says that it has
-    /// written `len` octets.
+    /// written `len` octets. Returns how many descriptors it had, too.
     ///
     /// A chain that the device could not write to at all yields a length of 0 whatever the device
     /// says: some devices in use return nonsense there, and nobody looks at it.
-    #[inline]
-    pub(super) fn give_back(&mut self, id: u32, len: u32) -> Result<Used<T>, Broken> {
+    #[inline(always)]
+    pub(super) fn give_back(&mut self, id: u32, len: u32) -> Result<(Used<T>, u16), Broken> {
         // CAST: To an equal or wider type on all that the kernel runs on.
         let Some(slot) = self.slots.get_mut(id as usize) else {
             return Err(Broken::NotOutstanding { id });
@@ -246,7 +256,7 @@ impl<T> Ledger<T> {
         // CAST: `id` is less than the number of slots.
         self.free_head = id as u16;
         self.free = self.free.wrapping_add(count);
-        Ok(Used { token, len })
+        Ok((Used { token, len }, count))
     }
 
     /// Takes out the token of some outstanding chain. The descriptors stay taken.
@@ -375,7 +385,7 @@ mod tests {
         }
         assert_eq!(ledger.free(), 0);
         assert_eq!(take(&mut ledger, 1, 0, 99), Err(99));
-        assert_eq!(ledger.give_back(3, 0), Ok(Used { token: 3, len: 0 }));
+        assert_eq!(ledger.give_back(3, 0), Ok((Used { token: 3, len: 0 }, 1)));
         assert_eq!(ledger.free(), 1);
         assert_eq!(take(&mut ledger, 2, 0, 99), Err(99));
         assert_eq!(take(&mut ledger, 1, 0, 99), Ok((3, 3)));
@@ -389,7 +399,7 @@ mod tests {
         for i in 0..3 {
             assert_eq!(take(&mut ledger, 1, 10, i), Ok((0, 0)));
             assert_eq!(take(&mut ledger, 1, 10, 9), Err(9));
-            assert_eq!(ledger.give_back(0, 10), Ok(Used { token: i, len: 10 }));
+            assert_eq!(ledger.give_back(0, 10), Ok((Used { token: i, len: 10 }, 1)));
         }
         Ok(())
     }
@@ -405,7 +415,7 @@ mod tests {
             assert_eq!(ledger.give_back(id, 0), not(id));
             assert!(is_sound(&ledger));
         }
-        assert_eq!(ledger.give_back(0, 0), Ok(Used { token: 'a', len: 0 }));
+        assert_eq!(ledger.give_back(0, 0), Ok((Used { token: 'a', len: 0 }, 3)));
         assert_eq!(ledger.give_back(0, 0), not(0));
         assert!(is_sound(&ledger));
         Ok(())
@@ -433,7 +443,10 @@ mod tests {
     fn nothing_can_have_been_written_where_there_was_no_room() -> Result {
         let mut ledger = Ledger::new(4)?;
         assert!(take(&mut ledger, 2, 0, 'a').is_ok());
-        assert_eq!(ledger.give_back(0, 1500), Ok(Used { token: 'a', len: 0 }));
+        assert_eq!(
+            ledger.give_back(0, 1500),
+            Ok((Used { token: 'a', len: 0 }, 2))
+        );
         Ok(())
     }
 
@@ -493,7 +506,8 @@ mod tests {
                             assert!(room != 0 && len > room);
                             assert_eq!(broken, Broken::Length { len, room });
                         }
-                        (Some((token, room, count)), Ok(used)) => {
+                        (Some((token, room, count)), Ok((used, freed))) => {
+                            assert_eq!(freed, count);
                             assert_eq!(used.token, token);
                             assert_eq!(used.len, if room == 0 { 0 } else { len });
                             assert!(used.len <= room);
