@@ -146,7 +146,7 @@ impl SkBuff {
         mapper: Mapper<'a>,
         maps: Option<KBox<TxMaps<'a>>>,
         segments: &mut [Segment; MAX_SEGMENTS],
-    ) -> Result<(TxBuffer<'a>, usize), (SkBuff, Option<KBox<TxMaps<'a>>>)> {
+    ) -> Result<(TxBuffer<'a>, usize), Unprepared<'a>> {
         // CAST: A header is small.
         let len = N as u32;
         // SAFETY: By the type invariant.
@@ -242,8 +242,8 @@ impl SkBuff {
     /// cannot be.
     #[inline]
     pub(crate) fn build(buffer: PoolBuffer, headroom: u32, len: u32) -> Result<Self, PoolBuffer> {
-        let end = headroom as u64 + len as u64 + SKB_TAIL as u64;
-        if end > buffer.size() as u64 {
+        let end = u64::from(headroom) + u64::from(len) + u64::from(SKB_TAIL);
+        if end > buffer.size().into() {
             return Err(buffer);
         }
         let start = buffer.start().as_ptr().cast();
@@ -268,7 +268,7 @@ impl SkBuff {
         len: u32,
         context: PollContext<'_>,
     ) -> Option<Self> {
-        if offset as u64 + len as u64 > buffer.size() as u64 {
+        if u64::from(offset) + u64::from(len) > buffer.size().into() {
             return None;
         }
         // SAFETY: By its type invariant these octets are the buffer's.
@@ -344,7 +344,7 @@ impl Growing {
         offset: u32,
         len: u32,
     ) -> Result<(), PoolBuffer> {
-        if offset as u64 + len as u64 > buffer.size() as u64 {
+        if u64::from(offset) + u64::from(len) > buffer.size().into() {
             return Err(buffer);
         }
         let start = buffer.start().as_ptr().cast();
@@ -401,6 +401,9 @@ impl TxMaps<'_> {
         }
     }
 }
+
+/// A packet that could not be prepared, and what was to keep its mappings.
+pub(crate) type Unprepared<'a> = (SkBuff, Option<KBox<TxMaps<'a>>>);
 
 /// A packet that the device may read.
 ///
