@@ -341,6 +341,11 @@ impl<'a> Nic<'a> {
             vectors.handle(1 + i, fmt!("pair{}", i), Arc::new(pairs, GFP_KERNEL)?)?;
             vectors.spread(1 + i, i);
         }
+        for (i, pair) in (0u32..).zip(&self.pairs) {
+            let irq = vectors.number(if others == 0 { 0 } else { 1 + i % others })?;
+            pair.rx.set_irq(irq);
+            pair.tx.set_irq(irq);
+        }
         Ok(())
     }
 
@@ -428,7 +433,10 @@ impl<'a> Nic<'a> {
             let tx = {
                 let mut guard = handler.cell.lock_bh();
                 guard.control().reset_counts();
-                guard.take()
+                let tx = guard.take();
+                let lost = tx.as_ref().map_or(0, |tx| tx.queue.outstanding());
+                handler.stats.drops.add(lost.into());
+                tx
             };
             handler.busy.store(false, Relaxed);
             // Not with the lock held.
@@ -445,20 +453,75 @@ impl<'a> Nic<'a> {
         }
         if control.recovery.allow() {
             dev_warn!(self.pdev, "{}: resetting\n", why);
-            if self.rebuild_locked(dev, &mut control).is_ok() {
+            if self.try_rebuild(dev, &mut control).is_ok() {
                 return;
             }
         }
         self.abandon(dev, &mut control);
     }
 
-    /// Makes all queues anew.
-    pub(super) fn rebuild(&self, dev: &Device<Self>) -> Result {
-        let mut control = self.control.lock();
-        self.rebuild_locked(dev, &mut control)
+    /// Makes all queues anew because the wishes have changed. If that fails, `undo` changes them back
+    /// and all is made once more.
+    pub(super) fn rebuild(
+        &self,
+        dev: &Device<Self>,
+        control: &mut Control<'a>,
+        undo: impl FnOnce(&mut Wishes),
+    ) -> Result {
+        if control.driven.is_none() {
+            return Err(ENODEV);
+        }
+        self.try_rebuild(dev, control).inspect_err(|_| {
+            undo(&mut control.wishes);
+            if self.try_rebuild(dev, control).is_err() {
+                self.abandon(dev, control);
+            }
+        })
     }
 
-    fn rebuild_locked(&self, dev: &Device<Self>, control: &mut Control<'a>) -> Result {
+    /// Uses another number of pairs from now on. Traffic pauses for a moment. RTNL must be held.
+    ///
+    /// `EINVAL` if there are not so many.
+    pub(super) fn set_pairs(&self, dev: &Device<Self>, pairs: u16) -> Result {
+        let mut control = self.control.lock();
+        let driven = control.driven.as_ref().ok_or(ENODEV)?;
+        if pairs == 0 || pairs > self.default_pairs(driven) {
+            return Err(EINVAL);
+        }
+        let before = control.wishes.pairs;
+        if pairs == before {
+            return Ok(());
+        }
+        let open = control.wishes.open;
+        if open {
+            self.stop_queues(dev, &mut control);
+        }
+        let mut change = |pairs: u16| -> Result {
+            control.wishes.pairs = pairs;
+            self.tell_pairs(&mut control)?;
+            dev.set_queue_pairs(pairs.into())
+        };
+        let result = change(pairs).inspect_err(|_| {
+            let _ = change(before);
+        });
+        if open {
+            self.start_queues(dev, &mut control)?;
+        }
+        self.check_control(dev, &control);
+        result
+    }
+
+    /// Makes the queues anew with so many descriptors, as far as the device can. RTNL must be held.
+    pub(super) fn set_queue_sizes(&self, dev: &Device<Self>, rx: u16, tx: u16) -> Result {
+        let mut control = self.control.lock();
+        let before = (control.wishes.rx_size, control.wishes.tx_size);
+        (control.wishes.rx_size, control.wishes.tx_size) = (rx, tx);
+        self.rebuild(dev, &mut control, |wishes| {
+            (wishes.rx_size, wishes.tx_size) = before;
+        })
+    }
+
+    fn try_rebuild(&self, dev: &Device<Self>, control: &mut Control<'a>) -> Result {
         self.stop_queues(dev, control);
         self.give_up_device(control);
         control.driven = Some(self.drive(dev, &control.wishes)?);

@@ -189,7 +189,7 @@ impl<'a> Nic<'a> {
     }
 
     /// Asks for a reset if the control queue can no longer be used.
-    fn check_control(&self, dev: &Device<Self>, control: &Control<'a>) {
+    pub(super) fn check_control(&self, dev: &Device<Self>, control: &Control<'a>) {
         let queue = control.driven.as_ref().and_then(|d| d.control.as_ref());
         if queue.is_some_and(|queue| queue.is_stuck()) {
             if net::ratelimit() {
@@ -416,16 +416,15 @@ impl<'a> Operations for Nic<'a> {
     fn change_mtu(&self, dev: &Device<Self>, mtu: u32) -> Result {
         let before = dev.mtu();
         dev.set_mtu(mtu);
-        let control = self.control.lock();
+        let mut control = self.control.lock();
         let fits = control
             .driven
             .as_ref()
             .is_none_or(|driven| driven.buffers_fit(mtu));
-        drop(control);
         if fits {
             return Ok(());
         }
-        self.rebuild(dev).inspect_err(|_| dev.set_mtu(before))
+        self.rebuild(dev, &mut control, |_| dev.set_mtu(before))
     }
 
     fn vlan_add(&self, dev: &Device<Self>, vid: u16) -> Result {
