@@ -384,8 +384,8 @@ struct page *ferronic_skb_frag(const struct sk_buff *skb, unsigned int index,
 }
 
 /* A packet of len octets in a page pool's buffer, behind headroom octets. NAPI context. */
-struct sk_buff *ferronic_skb_build(void *start, unsigned int size, unsigned int headroom,
-				   unsigned int len)
+struct sk_buff *ferronic_skb_build(struct napi_struct *napi, void *start, unsigned int size,
+				   unsigned int headroom, unsigned int len)
 {
 	struct sk_buff *skb = napi_build_skb(start, size);
 
@@ -393,6 +393,8 @@ struct sk_buff *ferronic_skb_build(void *start, unsigned int size, unsigned int 
 		skb_reserve(skb, headroom);
 		__skb_put(skb, len);
 		skb_mark_for_recycle(skb);
+		/* virtio_net_hdr_to_skb() goes by it for some headers. */
+		skb->dev = napi->dev;
 	}
 	return skb;
 }
@@ -514,11 +516,20 @@ void *ferronic_pool_alloc(struct page_pool *pool, unsigned int size, dma_addr_t 
 	return page_address(page) + offset;
 }
 
-void ferronic_pool_put(void *start, bool direct)
+void ferronic_pool_put(void *start)
 {
 	struct page *page = virt_to_head_page(start);
 
-	page_pool_put_full_page(pp_page_to_nmdesc(page)->pp, page, direct);
+	page_pool_put_full_page(pp_page_to_nmdesc(page)->pp, page, false);
+}
+
+/* The same where nobody else uses this pool now. The buffer may be another's. */
+void ferronic_pool_recycle(struct page_pool *pool, void *start)
+{
+	struct page *page = virt_to_head_page(start);
+	struct page_pool *owner = pp_page_to_nmdesc(page)->pp;
+
+	page_pool_put_full_page(owner, page, owner == pool);
 }
 
 void ferronic_pool_sync_for_cpu(struct page_pool *pool, void *start, unsigned int offset,

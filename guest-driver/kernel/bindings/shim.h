@@ -98,8 +98,8 @@ int ferronic_skb_segments(struct sk_buff *skb, unsigned int headroom,
 			  struct ferronic_segment *segments, unsigned int max);
 struct page *ferronic_skb_frag(const struct sk_buff *skb, unsigned int index,
 			       u32 *offset, u32 *len);
-struct sk_buff *ferronic_skb_build(void *start, unsigned int size, unsigned int headroom,
-				   unsigned int len);
+struct sk_buff *ferronic_skb_build(struct napi_struct *napi, void *start, unsigned int size,
+				   unsigned int headroom, unsigned int len);
 struct sk_buff *ferronic_skb_copy(struct napi_struct *napi, const void *from,
 				  unsigned int len);
 bool ferronic_skb_add_page(struct sk_buff *skb, struct sk_buff **tail, void *start,
@@ -114,7 +114,8 @@ struct page_pool *ferronic_pool_create(struct net_device *dev, struct napi_struc
 				       struct device *dma, unsigned int queue,
 				       unsigned int order, unsigned int size);
 void *ferronic_pool_alloc(struct page_pool *pool, unsigned int size, dma_addr_t *addr);
-void ferronic_pool_put(void *start, bool direct);
+void ferronic_pool_put(void *start);
+void ferronic_pool_recycle(struct page_pool *pool, void *start);
 void ferronic_pool_sync_for_cpu(struct page_pool *pool, void *start, unsigned int offset,
 				unsigned int len);
 void ferronic_pool_sync_for_device(struct page_pool *pool, dma_addr_t addr, unsigned int len);

@@ -221,8 +221,9 @@ impl<'a> Nic<'a> {
             None
         };
         self.request_interrupts(dev, &mut vectors)?;
-        transport.driver_ok()?;
         let link = Link::read(transport, features)?;
+        // Last: from here on the device uses its queues, and what fails frees them.
+        transport.driver_ok()?;
         Ok(Driven {
             vectors: Some(vectors),
             features,

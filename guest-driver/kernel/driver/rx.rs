@@ -223,7 +223,7 @@ impl<'a> Rx<'a> {
             self.give(buffer);
             copy
         } else {
-            match SkBuff::build(buffer, HEADROOM + HEADER, frame) {
+            match SkBuff::build(buffer, HEADROOM + HEADER, frame, context) {
                 Ok(skb) => Some(skb),
                 Err(buffer) => {
                     self.pool.recycle(buffer);

@@ -170,7 +170,7 @@ impl<'a> Tx<'a> {
     fn complete(
         &mut self,
         control: TxControl<'_>,
-        budget: u32,
+        context: PollContext<'_>,
         stats: &TxStats,
     ) -> Result<u32, crate::virtio::Broken> {
         let (mut packets, mut octets) = (0u32, 0u32);
@@ -181,7 +181,7 @@ impl<'a> Tx<'a> {
                     let (skb, maps) = used.token.finish();
                     packets = packets.wrapping_add(1);
                     octets = octets.wrapping_add(skb.len());
-                    skb.consume(budget);
+                    skb.consume(context);
                     self.keep(maps);
                 }
                 Ok(None) => break,
@@ -299,7 +299,7 @@ impl<'a> TxPoll<'a> {
         control: TxControl<'_>,
         context: PollContext<'_>,
     ) {
-        match tx.complete(control, context.budget(), &self.stats) {
+        match tx.complete(control, context, &self.stats) {
             Ok(0) => {}
             Ok(_) if tx.queue.outstanding() == 0 => {
                 tx.armed = false;
@@ -332,7 +332,7 @@ impl<'a> Poll for TxPoll<'a> {
         };
         tx.queue.disable_callback();
         tx.armed = false;
-        if let Err(broken) = tx.complete(control, context.budget(), &self.stats) {
+        if let Err(broken) = tx.complete(control, context, &self.stats) {
             self.report(broken);
             return Progress::Done(0);
         }

@@ -283,15 +283,24 @@ impl Drop for Reference {
 /// A reference to a net device that may be on its way out.
 pub(crate) struct WeakDevice<T>(Reference, PhantomData<fn() -> T>);
 
-impl<T: Operations> core::ops::Deref for WeakDevice<T> {
-    type Target = Device<T>;
-
+impl<T: Operations> WeakDevice<T> {
+    /// Only for what does no harm to a device that is not registered any more.
     #[inline]
-    fn deref(&self) -> &Device<T> {
-        // SAFETY: The memory is that of a `Device<T>` and is kept. The safe methods of `Device`
-        // need nothing that goes earlier: timers that are shut down stay off, and the rest are
-        // fields.
+    fn device(&self) -> &Device<T> {
+        // SAFETY: The memory is that of a `Device<T>` and is kept.
         unsafe { Device::from_raw(self.0.raw()) }
+    }
+
+    /// As [`Device::schedule_work`].
+    pub(crate) fn schedule_work(&self, events: usize) {
+        self.device().schedule_work(events);
+    }
+
+    /// As [`Device::schedule_work_in`].
+    #[inline]
+    pub(crate) fn schedule_work_in(&self, events: usize, ms: u32) {
+        // A timer that was shut down stays off.
+        self.device().schedule_work_in(events, ms);
     }
 }
 

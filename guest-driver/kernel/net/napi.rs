@@ -86,8 +86,9 @@ const ON: u32 = 2;
 /// # Invariants
 ///
 /// - `napi` is registered with a net device, whose memory `dev` keeps alive.
-/// - It is enabled if and only if `phase` is [`ON`], and then `state` is only touched by the poll
-///   function; in [`OFF`] nobody touches it, in [`CHANGING`] whoever set that.
+/// - It is enabled while `phase` is [`ON`] and disabled while it is [`OFF`].
+/// - While it is enabled `state` is only touched by the poll function; in [`OFF`] nobody touches it,
+///   and in [`CHANGING`], while it is disabled, whoever set that.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Napi<H: Poll> {
     #[pin]
@@ -154,10 +155,10 @@ impl<H: Poll> Napi<H> {
         // SAFETY: By the type invariant, `phase` being `CHANGING` and set by us, nobody else
         // accesses it.
         unsafe { *self.state.get() = Some(state) };
-        // INVARIANT: Enabled in the next step; the poll function looks at `state` only then.
-        self.phase.store(ON, Release);
-        // SAFETY: By the type invariant it is registered, and it was disabled.
+        // SAFETY: By the type invariants it is registered and disabled, `phase` keeping others off.
         unsafe { bindings::napi_enable(self.napi.get()) };
+        // INVARIANT: It is enabled now. Not before: whoever sees this may disable it.
+        self.phase.store(ON, Release);
         Ok(())
     }
 

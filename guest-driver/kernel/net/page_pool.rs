@@ -85,23 +85,24 @@ impl PagePool {
         let start = buffer.start.as_ptr();
         core::mem::forget(buffer);
         // SAFETY: By its type invariant the buffer is a pool's and ours to give back.
-        unsafe { bindings::ferronic_pool_put(start.cast(), true) };
+        // `self` being borrowed exclusively, nobody else uses this pool.
+        unsafe { bindings::ferronic_pool_recycle(self.raw.as_ptr(), start.cast()) };
     }
 
     /// Lets the processor see what the device wrote to `len` octets at `offset`.
     #[inline]
     pub(crate) fn sync_for_cpu(&self, buffer: &PoolBuffer, offset: u32, len: u32) {
+        let len = len.min(buffer.size.saturating_sub(offset));
         let start = buffer.start.as_ptr().cast();
-        // SAFETY: By their type invariants. The C side does not go beyond the page.
+        // SAFETY: By their type invariants; the octets are the buffer's.
         unsafe { bindings::ferronic_pool_sync_for_cpu(self.raw.as_ptr(), start, offset, len) };
     }
-}
 
-impl PagePool {
     /// Gives `len` octets at `offset` back to the device after [`Self::sync_for_cpu`].
     #[inline]
     pub(crate) fn sync_for_device(&self, buffer: &PoolBuffer, offset: u32, len: u32) {
-        // SAFETY: By their type invariants. The C side does not go beyond the page.
+        let len = len.min(buffer.size.saturating_sub(offset));
+        // SAFETY: By their type invariants; the octets are the buffer's.
         unsafe {
             bindings::ferronic_pool_sync_for_device(
                 self.raw.as_ptr(),
@@ -185,6 +186,6 @@ impl PoolBuffer {
 impl Drop for PoolBuffer {
     fn drop(&mut self) {
         // SAFETY: By the type invariant it is a pool's and ours to give back.
-        unsafe { bindings::ferronic_pool_put(self.start.as_ptr().cast(), false) };
+        unsafe { bindings::ferronic_pool_put(self.start.as_ptr().cast()) };
     }
 }

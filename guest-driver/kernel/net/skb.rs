@@ -129,10 +129,12 @@ impl SkBuff {
 
     /// Frees it after it was sent.
     #[inline]
-    pub(crate) fn consume(self, budget: u32) {
+    pub(crate) fn consume(self, context: PollContext<'_>) {
         // CAST: A budget is small.
-        // SAFETY: By the type invariant; it is given away.
-        unsafe { bindings::ferronic_skb_free(self.into_raw(), budget as i32) };
+        let budget = context.budget() as i32;
+        // SAFETY: By the type invariant; it is given away. The context shows that a budget other
+        // than 0 is that of a poll function.
+        unsafe { bindings::ferronic_skb_free(self.into_raw(), budget) };
     }
 
     /// Prepares it for the device with `header` before it. Returns its pieces' number.
@@ -241,14 +243,22 @@ impl SkBuff {
     /// least [`SKB_TAIL`] follow. Where the pool's queue is polled. Gives the buffer back if that
     /// cannot be.
     #[inline]
-    pub(crate) fn build(buffer: PoolBuffer, headroom: u32, len: u32) -> Result<Self, PoolBuffer> {
+    pub(crate) fn build(
+        buffer: PoolBuffer,
+        headroom: u32,
+        len: u32,
+        context: PollContext<'_>,
+    ) -> Result<Self, PoolBuffer> {
         let end = u64::from(headroom) + u64::from(len) + u64::from(SKB_TAIL);
         if end > buffer.size().into() {
             return Err(buffer);
         }
         let start = buffer.start().as_ptr().cast();
-        // SAFETY: By its type invariant the buffer is ours alone, and there is room for all.
-        let raw = unsafe { bindings::ferronic_skb_build(start, buffer.size(), headroom, len) };
+        // SAFETY: By its type invariant the buffer is ours alone, and there is room for all. The
+        // context shows that `napi` is being polled.
+        let raw = unsafe {
+            bindings::ferronic_skb_build(context.raw(), start, buffer.size(), headroom, len)
+        };
         match NonNull::new(raw) {
             Some(raw) => {
                 // It is the packet's now.
