@@ -2,6 +2,7 @@
 /* What our own bindings are made from. */
 
 #include <linux/etherdevice.h>
+#include <linux/ethtool.h>
 #include <linux/netdev_features.h>
 #include <linux/netdevice.h>
 #include <net/netdev_queues.h>

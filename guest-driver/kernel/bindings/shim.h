@@ -2,6 +2,7 @@
 #ifndef FERRONIC_SHIM_H
 #define FERRONIC_SHIM_H
 
+#include <linux/ethtool.h>
 #include <linux/netdevice.h>
 #include <linux/pci.h>
 #include <linux/skbuff.h>
@@ -18,6 +19,13 @@ struct ferronic_segment {
 enum {
 	FERRONIC_SKB_TAIL = SKB_DATA_ALIGN(sizeof(struct skb_shared_info)),
 	FERRONIC_MAX_SKB_FRAGS = MAX_SKB_FRAGS,
+};
+
+/* Bits that are expressions, which bindgen leaves out. */
+enum {
+	FERRONIC_COALESCE_USECS = ETHTOOL_COALESCE_USECS,
+	FERRONIC_COALESCE_MAX_FRAMES = ETHTOOL_COALESCE_MAX_FRAMES,
+	FERRONIC_COALESCE_USE_ADAPTIVE_RX = ETHTOOL_COALESCE_USE_ADAPTIVE_RX,
 };
 
 /* --- PCI, interrupts */

@@ -5,6 +5,7 @@
 //! C header: [`include/linux/netdevice.h`](srctree/include/linux/netdevice.h)
 
 use super::{
+    ethtool,
     operations::VTable,
     Features,
     Operations, //
@@ -31,6 +32,7 @@ struct Base {
     /// References to the memory: those that [`Reference`] counts, and one for the device itself.
     references: Refcount,
     timer: Opaque<bindings::ferronic_timer>,
+    ethtool: ethtool::Counts,
 }
 
 /// What lies in the private area of a net device.
@@ -97,6 +99,12 @@ impl<T: Operations> Device<T> {
     /// interrupts. It does not keep the device registered.
     pub(crate) fn weak(&self) -> WeakDevice<T> {
         WeakDevice(self.reference(), PhantomData)
+    }
+
+    /// What ethtool was told.
+    pub(super) fn ethtool_counts(&self) -> &ethtool::Counts {
+        // SAFETY: By the type invariant the base is initialised.
+        unsafe { &(*self.private()).base.ethtool }
     }
 
     /// The transmit queue `index`.
@@ -419,6 +427,7 @@ impl<'a, T: Operations + 'a> Registration<'a, T> {
             bindings::ferronic_netdev_init(raw, parent, ops, stat_ops);
             let private: *mut Private<T> = (&raw mut (*raw).priv_).cast();
             (&raw mut (*private).base.references).write(Refcount::new(1));
+            (&raw mut (*private).base.ethtool).write(ethtool::Counts::new());
             bindings::ferronic_timer_init((&raw mut (*private).base.timer).cast(), raw);
         }
         let mut unregistered = Unregistered::<T> {

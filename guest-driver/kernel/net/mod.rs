@@ -10,6 +10,7 @@
 //! C header: [`include/linux/netdevice.h`](srctree/include/linux/netdevice.h)
 
 mod device;
+pub(crate) mod ethtool;
 pub(crate) mod features;
 mod napi;
 mod operations;
