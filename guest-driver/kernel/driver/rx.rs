@@ -57,6 +57,8 @@ use kernel::{
 pub(super) const HEADROOM: u32 = 64;
 /// Frames up to this length are copied.
 const COPY: u32 = 128;
+/// Longer than any frame: the largest packet of IP (5.1.6.4), and headers before it.
+const MAX_FRAME: u32 = 65535 + 64;
 /// Octets of an Ethernet header; a frame has more.
 const ETHERNET_HEADER: u32 = 14;
 /// The buffers for single frames of an ordinary MTU: two in a page.
@@ -278,6 +280,7 @@ impl<'a> Rx<'a> {
         more: u16,
         stats: &RxStats,
     ) -> Result<Option<SkBuff>, Outcome> {
+        let mut frame = skb.as_ref().map_or(0, SkBuff::len);
         let mut packet = skb.map(Growing::from);
         for _ in 0..more {
             let used = match self.queue.pop() {
@@ -290,15 +293,19 @@ impl<'a> Rx<'a> {
                 Err(_) => return Err(Outcome::Broken),
             };
             self.pool.sync_for_cpu(&used.token, HEADROOM, used.len);
+            frame = frame.saturating_add(used.len);
             let rest = match &mut packet {
-                Some(packet) => packet.add(used.token, HEADROOM, used.len),
-                None => Err(used.token),
+                Some(packet) if frame <= MAX_FRAME => packet.add(used.token, HEADROOM, used.len),
+                _ => Err(used.token),
             };
             if let Err(buffer) = rest {
                 // It is dropped, but not before all of it is here.
                 packet = None;
                 self.pool.recycle(buffer);
             }
+        }
+        if frame > MAX_FRAME {
+            stats.length_errors.add(1);
         }
         Ok(packet.map(Growing::finish))
     }
