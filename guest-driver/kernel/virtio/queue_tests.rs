@@ -432,7 +432,7 @@ fn is_same(pieces: &[Piece], out: &[Segment], input: &[Segment]) -> bool {
     };
     let out = out.iter().map(|segment| piece(segment, false));
     let input = input.iter().map(|segment| piece(segment, true));
-    pieces.iter().copied().eq(out.chain(input))
+    pieces.iter().copied().eq(Iterator::chain(out, input))
 }
 
 const PACKED: Features = Features::RING_PACKED;
