@@ -77,7 +77,7 @@ const CONTROL_SIZE: u16 = 16;
 /// So many resets within [`RECOVERY_SPAN`] and the device is given up.
 const MAX_RECOVERIES: u32 = 10;
 /// See [`MAX_RECOVERIES`].
-const RECOVERY_SPAN: Delta = Delta::from_secs(60);
+const RECOVERY_SPAN: Delta = Delta::from_secs(30);
 
 /// A device that is driven.
 pub(super) struct Driven<'a> {
