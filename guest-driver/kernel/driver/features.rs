@@ -86,7 +86,8 @@ pub(super) const WANTED: Features = CSUM
     .with(CTRL_MAC_ADDR)
     .with(SPEED_DUPLEX)
     .with(Features::INDIRECT_DESC)
-    .with(Features::EVENT_IDX);
+    .with(Features::EVENT_IDX)
+    .with(Features::RING_PACKED);
 
 /// What needs what: 5.1.3.1, and two of our own. Large packets are only taken in mergeable
 /// buffers, for else each buffer would have to be as large as the largest of them; and ECN is

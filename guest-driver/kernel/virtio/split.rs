@@ -37,7 +37,6 @@ use kernel::{
         io_project,
         io_read,
         io_write,
-        Io,
         IoBase, //
     },
     prelude::*,
