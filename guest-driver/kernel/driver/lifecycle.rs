@@ -156,11 +156,20 @@ fn control_queue(max_pairs: u16) -> Result<u16> {
     max_pairs.checked_mul(2).ok_or(EINVAL)
 }
 
+/// Agrees with the device on features, and reads what goes with them.
+fn agree(transport: &Transport<'_>) -> Result<(Features, Fixed, Link)> {
+    let features = transport.negotiate(features::WANTED, features::REQUIREMENTS)?;
+    let read = || {
+        let fixed = Fixed::read(transport, features)?;
+        Ok((features, fixed, Link::read(transport, features)?))
+    };
+    read().inspect_err(|_| transport.fail())
+}
+
 impl<'a> Nic<'a> {
     /// Looks how many pairs there can be: as many as the device has, and there are CPUs.
     pub(super) fn probe_pairs(transport: &Transport<'_>) -> Result<u16> {
-        let accepted = transport.negotiate(features::WANTED, features::REQUIREMENTS)?;
-        let fixed = Fixed::read(transport, accepted)?;
+        let (_, fixed, _) = agree(transport)?;
         transport.reset()?;
         let cpus = u16::try_from(kernel::cpu::nr_cpu_ids()).unwrap_or(u16::MAX);
         // Two queues each and one more must have numbers.
@@ -175,65 +184,57 @@ impl<'a> Nic<'a> {
 
     /// Agrees with the device on features and gives it its queues.
     pub(super) fn drive(&self, dev: &Device<Self>, wishes: &Wishes) -> Result<Driven<'a>> {
-        let result = self.try_drive(dev, wishes);
-        if result.is_err() {
-            // What the device was given is gone: it must not use it.
-            let _ = self.transport.reset();
-            self.drop_tx();
-        }
-        result
-    }
-
-    fn try_drive(&self, dev: &Device<Self>, wishes: &Wishes) -> Result<Driven<'a>> {
-        let transport = &self.transport;
-        let features = transport.negotiate(features::WANTED, features::REQUIREMENTS)?;
-        let fixed = Fixed::read(transport, features)?;
-        let pairs = self.pairs.len();
-        if usize::from(fixed.max_pairs) < pairs {
-            // It was another number when the net device was made.
-            return Err(EINVAL);
-        }
-        let wanted = u32::try_from(pairs)? + 1;
-        let mut vectors = Vectors::new(self.pdev, wanted)?;
-        let msix = vectors.is_msix();
-        transport.set_config_vector(msix.then_some(0))?;
-        let vector_of = |pair: u16| -> Option<u16> {
-            let others = u16::try_from(vectors.count())
-                .unwrap_or(u16::MAX)
-                .saturating_sub(1);
-            match (msix, others) {
-                (false, _) => None,
-                (true, 0) => Some(0),
-                (true, others) => Some(1 + pair % others),
-            }
-        };
-        let frame = dev.mtu().max(super::config::ETHERNET_MTU) + FRAME_OVERHEAD;
-        let mut rx = KVec::with_capacity(pairs, GFP_KERNEL)?;
-        for index in 0..u16::try_from(pairs)? {
-            let queue = self.make_rx(index, features, frame, wishes.rx_size)?;
-            transport.enable_queue(rx_queue(index), &queue.queue.addresses(), vector_of(index))?;
-            rx.push(Some(queue), GFP_KERNEL)?;
-            self.make_tx(index, features, wishes.tx_size, vector_of(index))?;
-        }
-        let control = if features.contains(features::CTRL_VQ) {
-            Some(self.make_control(features, &fixed)?)
-        } else {
-            None
-        };
-        self.request_interrupts(dev, &mut vectors)?;
-        let link = Link::read(transport, features)?;
-        // Last: from here on the device uses its queues, and what fails frees them.
-        transport.driver_ok()?;
-        Ok(Driven {
-            vectors: Some(vectors),
+        let (features, fixed, link) = agree(&self.transport)?;
+        let mut driven = Driven {
+            vectors: None,
             features,
             fixed,
             link,
-            control,
-            rx,
+            control: None,
+            rx: KVec::new(),
             running: 0,
-            frame,
-        })
+            frame: dev.mtu().max(super::config::ETHERNET_MTU) + FRAME_OVERHEAD,
+        };
+        match self.give_queues(dev, wishes, &mut driven) {
+            Ok(()) => Ok(driven),
+            Err(error) => {
+                self.take_back(driven);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes all queues and gives them to the device.
+    fn give_queues(&self, dev: &Device<Self>, wishes: &Wishes, driven: &mut Driven<'a>) -> Result {
+        let transport = &self.transport;
+        let pairs = u16::try_from(self.pairs.len())?;
+        if driven.fixed.max_pairs < pairs {
+            // It was another number when the net device was made.
+            return Err(EINVAL);
+        }
+        let vectors = driven
+            .vectors
+            .insert(Vectors::new(self.pdev, u32::from(pairs) + 1)?);
+        let msix = vectors.is_msix();
+        transport.set_config_vector(msix.then_some(0))?;
+        let others = u16::try_from(vectors.count()).map_or(u16::MAX, |count| count.max(1) - 1);
+        let vector_of = |pair: u16| match (msix, others) {
+            (false, _) => None,
+            (true, 0) => Some(0),
+            (true, others) => Some(1 + pair % others),
+        };
+        for index in 0..pairs {
+            let rx = self.make_rx(index, driven.features, driven.frame, wishes.rx_size)?;
+            let addresses = rx.queue.addresses();
+            driven.rx.push(Some(rx), GFP_KERNEL)?;
+            transport.enable_queue(rx_queue(index), &addresses, vector_of(index))?;
+            self.make_tx(index, driven.features, wishes.tx_size, vector_of(index))?;
+        }
+        if driven.features.contains(features::CTRL_VQ) {
+            driven.control = Some(self.make_control(driven.features, &driven.fixed)?);
+        }
+        self.request_interrupts(dev, vectors)?;
+        transport.driver_ok()
     }
 
     /// The size for queue `index`: what is wished, as far as the device can.
@@ -408,9 +409,12 @@ impl<'a> Nic<'a> {
 
     /// Takes everything back from the device. Polling must be off.
     pub(super) fn give_up_device(&self, control: &mut Control<'a>) {
-        let Some(mut driven) = control.driven.take() else {
-            return;
-        };
+        if let Some(driven) = control.driven.take() {
+            self.take_back(driven);
+        }
+    }
+
+    fn take_back(&self, mut driven: Driven<'a>) {
         driven.vectors = None;
         if let Err(error) = self.transport.reset() {
             if error != ENODEV {
