@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::cache::KVM_WORKS;
 use crate::lab::Lab;
 use crate::machine::nic::Nic;
-use crate::machine::{Driver, Machine, Spec};
+use crate::machine::{Machine, Spec};
 use crate::progress::{Step, say};
 
 /// How long a guest may take to boot on KVM. A second or two is usual.
@@ -71,7 +71,7 @@ pub fn choose(lab: &Lab, choice: Choice) -> Result<Accel> {
     let host = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .context("cannot read the host's boot id")?;
     let known = lab.cache.root().join(KVM_WORKS);
-    let key = format!("{} {}", host.trim(), lab.kernel.image.display());
+    let key = format!("{} {}", host.trim(), lab.base.kernel.image.display());
     match fs::read_to_string(&known)
         .unwrap_or_default()
         .strip_prefix(&key)
@@ -82,7 +82,7 @@ pub fn choose(lab: &Lab, choice: Choice) -> Result<Accel> {
     }
     let step = Step::start("trying to boot a guest on KVM");
     let mut spec = Spec::new("kvm-trial", Nic::None);
-    spec.driver = Driver::None;
+    spec.driver = None;
     let tried = Machine::boot_within(lab, &spec, Accel::Kvm, KVM_BOOT_LIMIT);
     step.done();
     let accel = match tried {

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::accel::Choice;
+use crate::artefacts::kernel::Flavour;
+use crate::driver::Driver;
+use crate::lab::Needs;
 use crate::sandbox::tool::ToolArgs;
 use crate::{bench, demo, shell, test};
 
@@ -14,8 +17,8 @@ const AFTER_HELP: &str = "\
 Exit codes: 0 all went well, 1 something failed, 2 wrong usage.
 
 What the lab needs (QEMU, a guest kernel, a guest) it makes once, from Debian packages, in the cache \
-directory: $FERRONIC_CACHE, else $XDG_CACHE_HOME/ferronic, else ~/.cache/ferronic. It takes about 10 minutes \
-on two cores and 5 GB. Logs of the last runs are kept there too, in logs/.";
+directory: $FERRONIC_CACHE, else $XDG_CACHE_HOME/ferronic, else ~/.cache/ferronic. It takes 10 to 25 minutes \
+on two cores and 8 GB. Logs of the last runs are kept there too, in logs/.";
 
 /// Boots guests with the ferronic NIC: to see it work, to test it, to measure it
 #[derive(Debug, Parser)]
@@ -35,8 +38,20 @@ pub struct Options {
     /// What guests run on
     #[arg(long, global = true, value_enum, default_value = "auto")]
     pub accel: Choice,
+    /// What drives the NIC in guests
+    #[arg(long, global = true, value_enum)]
+    pub driver: Option<Driver>,
+    /// Boot the debug kernel, which checks its drivers and is slow
+    #[arg(long, global = true)]
+    pub debug_kernel: bool,
     /// Boot this bzImage instead of the lab's own kernel
-    #[arg(long, global = true, value_name = "BZIMAGE", requires = "modules")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "BZIMAGE",
+        requires = "modules",
+        conflicts_with = "debug_kernel"
+    )]
     pub kernel: Option<PathBuf>,
     /// The modules of that kernel: what INSTALL_MOD_PATH named when they were installed
     #[arg(long, global = true, value_name = "DIR", requires = "kernel")]
@@ -44,6 +59,22 @@ pub struct Options {
     /// Use this QEMU instead of Debian's
     #[arg(long, global = true, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
+}
+
+impl Options {
+    /// The driver of a command that boots one guest.
+    pub fn driver(&self) -> Driver {
+        self.driver.unwrap_or(Driver::DEFAULT)
+    }
+
+    /// The kernel of a command that boots one guest.
+    pub fn flavour(&self) -> Flavour {
+        if self.debug_kernel {
+            Flavour::Debug
+        } else {
+            Flavour::Base
+        }
+    }
 }
 
 /// What to do
@@ -90,6 +121,18 @@ impl Command {
             Command::Exec { .. } => "exec",
             Command::Clean => "clean",
             Command::Tool(_) => crate::sandbox::tool::SUBCOMMAND,
+        }
+    }
+
+    /// What it needs made.
+    pub fn needs(&self, options: &Options) -> Needs {
+        match self {
+            Command::Test(args) => test::needs(args, options),
+            Command::Bench(args) => bench::needs(args),
+            _ => Needs {
+                debug_kernel: options.debug_kernel,
+                module: options.driver() == Driver::Ferronic,
+            },
         }
     }
 

@@ -12,9 +12,10 @@ use serde::Serialize;
 use crate::backend::{Backend, Options, Uplink};
 use crate::cable::{Cable, INTERFACE};
 use crate::carrier::{Delay, Watch};
+use crate::driver::Driver;
 use crate::lab::Lab;
+use crate::machine::Machine;
 use crate::machine::nic::Attach;
-use crate::machine::{Machine, Spec};
 use crate::net;
 use crate::progress::Step;
 use crate::traffic::{self, Client, Direction, Transfer};
@@ -70,7 +71,7 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
     let listening = start.elapsed();
 
     let step = Step::start(format!("booting the guest ({})", lab.accel.name()));
-    let machine = Machine::boot(lab, &Spec::new("demo", backend.nic(args.attach, 1)?))?;
+    let machine = Machine::boot(lab, &lab.spec("demo", backend.nic(args.attach, 1)?))?;
     let mut cable = Cable::lay(lab, &machine.guest, args.uplink)?;
     step.done();
 
@@ -85,7 +86,7 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
     backend.terminate()?;
 
     let figures = Figures {
-        driver: "c",
+        driver: lab.driver.name(),
         attach: args.attach.name(),
         uplink: args.uplink.name(),
         accel: lab.accel.name(),
@@ -98,7 +99,7 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
         carrier_error_ms: down.error_ms.max(up.error_ms),
         flaps: FLAPS,
     };
-    let mut report = report(&figures);
+    let mut report = report(&figures, lab.driver);
     let _ = writeln!(
         report,
         "  backend listening after {} ms, guest up after {:.1} s\n",
@@ -174,12 +175,15 @@ fn median(mut delays: Vec<Delay>) -> Delay {
     })
 }
 
-fn report(f: &Figures) -> String {
+fn report(f: &Figures, driver: Driver) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "\nFerronic: {} attachment, uplink {}, guest on {}, Linux's own driver",
-        f.attach, f.uplink, f.accel
+        "\nFerronic: {} attachment, uplink {}, guest on {}, {}",
+        f.attach,
+        f.uplink,
+        f.accel,
+        driver.description()
     );
     let _ = writeln!(
         text,

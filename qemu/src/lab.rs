@@ -9,10 +9,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, bail};
 
 use crate::accel::{self, Accel};
-use crate::artefacts::kernel::{self, Kernel};
-use crate::artefacts::{guest, tools};
+use crate::artefacts::kernel::{self, Flavour, Kernel};
+use crate::artefacts::{guest, module, tools};
 use crate::cache::Cache;
 use crate::cli::Options;
+use crate::driver::Driver;
+use crate::machine::Spec;
+use crate::machine::nic::Nic;
 use crate::progress::Step;
 use crate::sandbox::net::Run;
 use crate::sandbox::tool::ToolRoot;
@@ -22,8 +25,36 @@ use crate::sandbox::tool::ToolRoot;
 pub struct Parts {
     cache: Cache,
     tools: ToolRoot,
-    kernel: Kernel,
-    image: PathBuf,
+    base: System,
+    debug: Option<System>,
+}
+
+/// What is needed beside what every command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// The debug kernel.
+    pub debug_kernel: bool,
+    /// Our driver.
+    pub module: bool,
+}
+
+impl Needs {
+    /// All there is.
+    pub const ALL: Needs = Needs {
+        debug_kernel: true,
+        module: true,
+    };
+}
+
+/// A kernel, and the disks that go with it.
+#[derive(Debug)]
+pub struct System {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The guest's root file system.
+    pub image: PathBuf,
+    /// The disk with our driver, if it was asked for.
+    pub module: Option<PathBuf>,
 }
 
 /// The lab, inside its namespaces.
@@ -33,34 +64,50 @@ pub struct Lab {
     pub cache: Cache,
     /// The programs of the host's side.
     pub tools: ToolRoot,
-    /// The guest kernel.
-    pub kernel: Kernel,
-    /// The guest's root file system.
-    pub image: PathBuf,
+    /// The usual kernel.
+    pub base: System,
+    /// The driver of the NIC that the user has chosen.
+    pub driver: Driver,
     /// The program `ferronic`.
     pub ferronic: PathBuf,
     /// What guests run on.
     pub accel: Accel,
     /// Where this run's files go.
     pub run: Run,
+    flavour: Flavour,
+    debug: Option<System>,
     qemu: Option<PathBuf>,
     names: AtomicU32,
 }
 
 /// Makes what is missing. Done outside of the run's namespaces, where the network is.
-pub fn prepare(options: &Options) -> Result<Parts> {
+pub fn prepare(options: &Options, needs: Needs) -> Result<Parts> {
     let cache = Cache::open()?;
     let tools = tools::tools(&cache)?;
     let kernel = match (&options.kernel, &options.modules) {
         (Some(image), Some(modules)) => Kernel::of_user(image, modules)?,
-        _ => kernel::kernel(&cache, &tools, &[kernel::BASE])?,
+        _ => kernel::kernel(&cache, &tools, Flavour::Base)?,
     };
-    let image = guest::image(&cache, &tools, &kernel)?;
+    let system = |kernel: Kernel| -> Result<System> {
+        Ok(System {
+            image: guest::image(&cache, &tools, &kernel)?,
+            module: match needs.module {
+                true => Some(module::image(&cache, &tools, &kernel)?),
+                false => None,
+            },
+            kernel,
+        })
+    };
+    let base = system(kernel)?;
+    let debug = match needs.debug_kernel {
+        true => Some(system(kernel::kernel(&cache, &tools, Flavour::Debug)?)?),
+        false => None,
+    };
     Ok(Parts {
         cache,
         tools,
-        kernel,
-        image,
+        base,
+        debug,
     })
 }
 
@@ -111,6 +158,11 @@ impl Parts {
         &self.tools
     }
 
+    /// The usual kernel.
+    pub fn base(&self) -> &System {
+        &self.base
+    }
+
     /// Goes on inside the run's namespaces.
     pub fn into_lab(self, options: &Options, run: Run) -> Result<Lab> {
         if let Some(qemu) = &options.qemu
@@ -121,8 +173,8 @@ impl Parts {
         let Parts {
             cache,
             tools,
-            kernel,
-            image,
+            base,
+            debug,
         } = self;
         let qemu = options.qemu.clone();
         let ferronic = beside_lab("ferronic")?;
@@ -130,8 +182,10 @@ impl Parts {
         let mut lab = Lab {
             cache,
             tools,
-            kernel,
-            image,
+            base,
+            debug,
+            driver: options.driver(),
+            flavour: options.flavour(),
             ferronic,
             accel,
             run,
@@ -144,6 +198,24 @@ impl Parts {
 }
 
 impl Lab {
+    /// A machine with this NIC, with the driver and the kernel that the user has chosen.
+    pub fn spec(&self, name: impl Into<String>, nic: Nic) -> Spec {
+        let mut spec = Spec::new(name, nic);
+        (spec.driver, spec.kernel) = (Some(self.driver), self.flavour);
+        spec
+    }
+
+    /// A kernel and its disks. A command that has not said that it needs them does not have them.
+    pub fn system(&self, flavour: Flavour) -> Result<&System> {
+        match flavour {
+            Flavour::Base => Ok(&self.base),
+            Flavour::Debug => self
+                .debug
+                .as_ref()
+                .context("this command has not asked for the debug kernel"),
+        }
+    }
+
     /// A name that nothing else in this run has.
     pub fn unique(&self, name: &str) -> String {
         format!("{}-{name}", self.names.fetch_add(1, Ordering::Relaxed))

@@ -15,9 +15,11 @@ mod cache;
 mod carrier;
 mod cli;
 mod demo;
+mod driver;
 mod far_end;
 mod guest;
 mod host;
+mod kernel_log;
 mod lab;
 mod machine;
 mod net;
@@ -36,7 +38,7 @@ use clap::Parser;
 
 use cache::Cache;
 use cli::{Cli, Command};
-use lab::Lab;
+use lab::{Lab, Needs};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
@@ -55,9 +57,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Clean => Cache::open()?.clean()?,
         Command::Exec { program } => exec(program)?,
         Command::Prepare => {
-            lab::prepare(&cli.options)?;
+            lab::prepare(&cli.options, Needs::ALL)?;
         }
-        Command::Test(args) if args.list => test::list(),
+        Command::Test(args) if args.list => test::list(&cli.options),
         command => {
             return match sandbox::net::inside()? {
                 None => outside(cli, command),
@@ -70,13 +72,13 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 
 /// The outer process: makes what is missing, then calls itself in new namespaces.
 fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
-    let parts = lab::prepare(&cli.options)?;
+    let parts = lab::prepare(&cli.options, command.needs(&cli.options))?;
     if command.needs_ferronic() {
         lab::build_ferronic()?;
     }
     let logs = parts.cache().new_log_dir(command.name())?;
     if let Command::Test(args) = command {
-        let counts = test::on_host(args, parts.tools())?;
+        let counts = test::on_host(args, &parts)?;
         let status = sandbox::net::run_inside(&logs)?;
         return Ok(if test::conclude(counts, &logs, status) {
             ExitCode::SUCCESS
@@ -98,7 +100,8 @@ fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
 /// The inner process: the work itself.
 fn inside(cli: &Cli, command: &Command, run: sandbox::net::Run) -> Result<ExitCode> {
     sandbox::net::settle()?;
-    let lab = lab::prepare(&cli.options)?.into_lab(&cli.options, run)?;
+    let parts = lab::prepare(&cli.options, command.needs(&cli.options))?;
+    let lab = parts.into_lab(&cli.options, run)?;
     net::settle(&lab)?;
     match command {
         Command::Demo(args) => demo::run(&lab, args)?,
@@ -106,7 +109,7 @@ fn inside(cli: &Cli, command: &Command, run: sandbox::net::Run) -> Result<ExitCo
         Command::Shell(args) => shell::run(&lab, args)?,
         Command::Run { script } => return run_script(&lab, script),
         Command::Test(args) => {
-            if !test::in_guests(&lab, args)? {
+            if !test::in_guests(&lab, args, &cli.options)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
@@ -130,7 +133,7 @@ fn run_script(lab: &Lab, script: &str) -> Result<ExitCode> {
         name: net::TAP.into(),
         queues: 1,
     };
-    let machine = machine::Machine::boot(lab, &machine::Spec::new("run", nic))?;
+    let machine = machine::Machine::boot(lab, &lab.spec("run", nic))?;
     log::info!("booted in {:.1} s", machine.boot_time.as_secs_f64());
     let output = machine
         .guest

@@ -6,8 +6,8 @@ use rustix::termios::tcgetwinsize;
 
 use crate::backend::{Backend, Options, Uplink};
 use crate::lab::Lab;
+use crate::machine::Machine;
 use crate::machine::nic::Attach;
-use crate::machine::{Machine, Spec};
 use crate::net;
 use crate::progress::say;
 
@@ -37,22 +37,19 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
             ..Options::new(args.uplink)
         },
     )?;
-    let mut spec = Spec::new("shell", backend.nic(args.attach, args.queues)?);
+    let mut spec = lab.spec("shell", backend.nic(args.attach, args.queues)?);
     spec.shell = true;
     match args.uplink {
         Uplink::Tap => {
-            spec.init
-                .push(format!("ferronic.address={}/24", net::GUEST_IP));
+            spec.init.push(format!("lab.address={}/24", net::GUEST_IP));
             say(format!("the host is {} to the guest", net::HOST_IP));
         }
-        Uplink::User => spec.init.push("ferronic.dhcp".into()),
-        Uplink::Loopback => spec
-            .init
-            .push(format!("ferronic.address={}/24", net::GUEST_IP)),
+        Uplink::User => spec.init.push("lab.dhcp".into()),
+        Uplink::Loopback => spec.init.push(format!("lab.address={}/24", net::GUEST_IP)),
     }
     if let Ok(size) = tcgetwinsize(std::io::stdout()) {
         spec.init
-            .push(format!("ferronic.tty={}x{}", size.ws_row, size.ws_col));
+            .push(format!("lab.tty={}x{}", size.ws_row, size.ws_col));
     }
     say(format!("the backend: {}", backend.command_line()));
     say(format!(

@@ -25,8 +25,9 @@ pub const BYTES_CHECK: &str = include_str!("../../guest/bytes-check");
 /// Sends and receives single frames.
 pub const FRAMES: &str = include_str!("../../guest/frames");
 /// Our own programs in the guest, all in `/ferronic`.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("init", INIT),
+    ("driver", include_str!("../../guest/driver")),
     ("carrier-watch", include_str!("../../guest/carrier-watch")),
     ("bytes-check", BYTES_CHECK),
     ("frames", FRAMES),

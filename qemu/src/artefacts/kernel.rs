@@ -8,11 +8,12 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use super::debian::versions;
-use super::tools::{COMPILERS, KERNEL_SOURCE_PACKAGE};
+use super::tools::{CLANG, COMPILERS, KERNEL_SOURCE_PACKAGE};
 use crate::cache::{Cache, Key, Leftover};
 use crate::host::run_logged;
 use crate::progress::Step;
@@ -22,20 +23,60 @@ use crate::sandbox::tool::ToolRoot;
 const SOURCE_AT: &str = "/build/source";
 /// Where the compilers see the build tree.
 const BUILD_AT: &str = "/build/kernel";
+/// Where the compilers see a module's source.
+pub const MODULE_AT: &str = "/build/module";
+/// The kernel's own settings of rustfmt, as the compilers see them.
+pub const RUSTFMT_CONFIG_AT: &str = "/build/source/.rustfmt.toml";
 
 /// A piece of kernel configuration.
 #[derive(Debug, Clone, Copy)]
-pub struct Fragment {
+struct Fragment {
     /// Its file name in `qemu/kernel/`.
-    pub name: &'static str,
+    name: &'static str,
     text: &'static str,
 }
 
-/// The kernel of the demo, the tests and the benchmarks.
-pub const BASE: Fragment = Fragment {
+const BASE: Fragment = Fragment {
     name: "base.config",
     text: include_str!("../../kernel/base.config"),
 };
+const DEBUG: Fragment = Fragment {
+    name: "debug.config",
+    text: include_str!("../../kernel/debug.config"),
+};
+
+/// The kernels that the lab makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// That of the demo, the tests and the benchmarks.
+    Base,
+    /// The same with the kernel's own checks: slow, and sharp.
+    Debug,
+}
+
+impl Flavour {
+    fn fragments(self) -> &'static [Fragment] {
+        match self {
+            Flavour::Base => &[BASE],
+            Flavour::Debug => &[BASE, DEBUG],
+        }
+    }
+
+    /// The packages whose versions tell one build from another.
+    fn compilers(self) -> Vec<&'static str> {
+        match self {
+            Flavour::Base => COMPILERS.to_vec(),
+            Flavour::Debug => [COMPILERS, CLANG].concat(),
+        }
+    }
+
+    fn c_compiler(self) -> &'static str {
+        match self {
+            Flavour::Base => "gcc",
+            Flavour::Debug => "clang",
+        }
+    }
+}
 
 /// A kernel to boot.
 #[derive(Debug, Clone)]
@@ -44,6 +85,45 @@ pub struct Kernel {
     pub image: PathBuf,
     /// The directory that becomes the guest's `/lib/modules`.
     pub modules: PathBuf,
+    /// What modules can be built against, if it is a kernel of the lab's own.
+    pub tree: Option<Tree>,
+}
+
+/// Source and build tree of a kernel.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    source: PathBuf,
+    build: PathBuf,
+    c_compiler: &'static str,
+}
+
+impl Tree {
+    /// A command of the tool root that sees source and build tree where the kernel was built, and
+    /// more directories where the caller wants them.
+    pub fn command(&self, tools: &ToolRoot, binds: &[(&Path, &Path)], program: &str) -> Command {
+        let mut all = vec![
+            (self.source.as_path(), Path::new(SOURCE_AT)),
+            (self.build.as_path(), Path::new(BUILD_AT)),
+        ];
+        all.extend(binds);
+        tools.command_with(&all, program)
+    }
+
+    /// `make` in there, for this kernel's machine and with its compiler.
+    fn make(&self, tools: &ToolRoot, binds: &[(&Path, &Path)]) -> Command {
+        let mut command = self.command(tools, binds, "make");
+        command.args(["ARCH=x86_64", &format!("CC={}", self.c_compiler)]);
+        let jobs = std::thread::available_parallelism().map_or(2, usize::from);
+        command.arg(format!("-j{jobs}"));
+        command
+    }
+
+    /// `make` for the module whose source is in a directory, which it sees at [`MODULE_AT`].
+    pub fn make_module(&self, tools: &ToolRoot, module: &Path) -> Command {
+        let mut command = self.make(tools, &[(module, Path::new(MODULE_AT))]);
+        command.args(["-C", BUILD_AT, "--silent", &format!("M={MODULE_AT}")]);
+        command
+    }
 }
 
 impl Kernel {
@@ -67,18 +147,20 @@ impl Kernel {
         Ok(Kernel {
             image: image.canonicalize()?,
             modules: modules.canonicalize()?,
+            tree: None,
         })
     }
 }
 
-/// Returns the kernel made of these fragments, built if it is not there.
-pub fn kernel(cache: &Cache, tools: &ToolRoot, fragments: &[Fragment]) -> Result<Kernel> {
+/// Returns a kernel, built if it is not there.
+pub fn kernel(cache: &Cache, tools: &ToolRoot, flavour: Flavour) -> Result<Kernel> {
     let source = source(cache, tools)?;
+    let fragments = flavour.fragments();
     // By version, not by tool root: Rust modules have to be built with the compiler of the kernel,
     // and other packages may come and go.
     let mut key = Key::new("kernel")
         .with("1")
-        .with(versions(tools.path(), COMPILERS)?);
+        .with(versions(tools.path(), &flavour.compilers())?);
     for fragment in fragments {
         key = key.with(fragment.text);
     }
@@ -86,17 +168,26 @@ pub fn kernel(cache: &Cache, tools: &ToolRoot, fragments: &[Fragment]) -> Result
         cache.need_space(2000, "the guest kernel")?;
         let names: Vec<_> = fragments.iter().map(|f| f.name).collect();
         let step = Step::start(format!(
-            "building the guest kernel ({}; 5 to 10 min on two cores)",
+            "building the guest kernel ({}; 5 to 15 min on two cores)",
             names.join(" + ")
         ));
-        build(tools, &source, part, fragments)?;
+        build(tools, tree(&source, part, flavour), part, fragments)?;
         step.done();
         Ok(())
     })?;
     Ok(Kernel {
         image: dir.join("bzImage"),
         modules: dir.join("build/install/lib/modules"),
+        tree: Some(tree(&source, &dir, flavour)),
     })
+}
+
+fn tree(source: &Path, artefact: &Path, flavour: Flavour) -> Tree {
+    Tree {
+        source: source.to_owned(),
+        build: artefact.join("build"),
+        c_compiler: flavour.c_compiler(),
+    }
 }
 
 /// The unpacked kernel source.
@@ -120,21 +211,16 @@ fn source(cache: &Cache, tools: &ToolRoot) -> Result<PathBuf> {
     Ok(dir.join(KERNEL_SOURCE_PACKAGE))
 }
 
-fn build(tools: &ToolRoot, source: &Path, part: &Path, fragments: &[Fragment]) -> Result<()> {
-    let tree = part.join("build");
-    fs::create_dir_all(&tree).with_context(|| format!("cannot create {}", tree.display()))?;
+fn build(tools: &ToolRoot, tree: Tree, part: &Path, fragments: &[Fragment]) -> Result<()> {
+    let dir = &tree.build;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let text: String = fragments.iter().map(|f| f.text).collect();
-    fs::write(tree.join("fragments.config"), &text)
+    fs::write(dir.join("fragments.config"), &text)
         .context("cannot write the kernel's configuration")?;
     let log = part.join("log");
     let make = |arguments: &[&str]| {
-        let mut command = tools.command_with(
-            &[(source, Path::new(SOURCE_AT)), (&tree, Path::new(BUILD_AT))],
-            "make",
-        );
-        command
-            .args(["-C", SOURCE_AT, "ARCH=x86_64"])
-            .arg(format!("O={BUILD_AT}"));
+        let mut command = tree.make(tools, &[]);
+        command.args(["-C", SOURCE_AT, &format!("O={BUILD_AT}")]);
         // The same kernel whoever builds it, so that a measurement can be repeated elsewhere.
         command.args(["KBUILD_BUILD_USER=lab", "KBUILD_BUILD_HOST=ferronic"]);
         command.args(arguments);
@@ -144,14 +230,13 @@ fn build(tools: &ToolRoot, source: &Path, part: &Path, fragments: &[Fragment]) -
         &format!("KCONFIG_ALLCONFIG={BUILD_AT}/fragments.config"),
         "allnoconfig",
     ])?;
-    check_config(&text, &tree.join(".config"))?;
-    let jobs = std::thread::available_parallelism().map_or(2, usize::from);
-    make(&[&format!("-j{jobs}"), "bzImage", "modules"])?;
+    check_config(&text, &dir.join(".config"))?;
+    make(&["bzImage", "modules"])?;
     make(&[
         &format!("INSTALL_MOD_PATH={BUILD_AT}/install"),
         "modules_install",
     ])?;
-    fs::copy(tree.join("arch/x86/boot/bzImage"), part.join("bzImage"))
+    fs::copy(dir.join("arch/x86/boot/bzImage"), part.join("bzImage"))
         .context("the kernel build made no bzImage")?;
     Ok(())
 }
@@ -200,13 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn fragment_has_no_line_twice() {
-        let lines: Vec<_> = BASE
-            .text
+    fn no_option_is_set_twice() {
+        let text: String = Flavour::Debug.fragments().iter().map(|f| f.text).collect();
+        let options: Vec<_> = text
             .lines()
             .filter(|l| l.starts_with("CONFIG_"))
+            .filter_map(|l| l.split('=').next())
             .collect();
-        let set: HashSet<_> = lines.iter().collect();
-        assert_eq!(set.len(), lines.len());
+        let set: HashSet<_> = options.iter().collect();
+        assert_eq!(set.len(), options.len());
     }
 }

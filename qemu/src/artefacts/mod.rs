@@ -4,10 +4,12 @@
 //! - [`tools`]: QEMU, passt, iperf3 and the kernel's compilers, as a Debian system in a directory.
 //! - [`kernel`]: the guest kernel and its modules, from Debian's source package.
 //! - [`guest`]: the guest's root file system.
+//! - [`module`]: our driver.
 //!
-//! All come from Debian's own archive, at versions the host's Debian need not have.
+//! All but our driver come from Debian's own archive, at versions the host's Debian need not have.
 
 mod debian;
 pub mod guest;
 pub mod kernel;
+pub mod module;
 pub mod tools;

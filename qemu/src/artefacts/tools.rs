@@ -43,9 +43,15 @@ pub const COMPILERS: &[&str] = &[
     "libclang-dev",
 ];
 
+/// Clang builds the debug kernel: gcc's KASAN and Rust do not go together.
+pub const CLANG: &[&str] = &["clang"];
+
+/// What looks at our module's source.
+const LINTERS: &[&str] = &["rustfmt", "rust-clippy"];
+
 /// Returns the tool root, made if it is not there.
 pub fn tools(cache: &Cache) -> Result<ToolRoot> {
-    let packages = [MACHINES, COMPILERS].concat();
+    let packages = [MACHINES, COMPILERS, CLANG, LINTERS].concat();
     let system = System {
         variant: "minbase",
         backports: true,

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Needs};
 use case::Case;
 use host::Weather;
 
@@ -51,6 +51,14 @@ pub enum Name {
 
 impl Name {
     const ALL: &[Name] = &[Name::Iperf];
+}
+
+/// What has to be made for a bench.
+pub fn needs(_: &Args) -> Needs {
+    Needs {
+        debug_kernel: false,
+        module: false,
+    }
 }
 
 /// What a bench found.

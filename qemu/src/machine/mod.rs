@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! QEMU machines.
 //!
-//! Every machine is a q35 with shared memory, one NVMe disk (thrown away changes), a
-//! console that goes to a log file or the terminal, and a second serial port for the
+//! Every machine is a q35 with shared memory, an NVMe disk (thrown away changes) and
+//! with our driver a second one that has the driver on it, a console that goes to a log file or the terminal, and a second serial port for the
 //! guest agent. Only the NIC differs: see [`nic`].
 
 pub mod nic;
@@ -11,7 +11,7 @@ pub mod wire;
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use qapi::qmp as commands;
 
 use crate::accel::Accel;
 use crate::artefacts::guest::INIT_PATH;
+use crate::artefacts::kernel::Flavour;
+use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::lab::Lab;
 use nic::Nic;
@@ -29,15 +31,6 @@ use qmp::Qmp;
 /// How long a guest may take from QEMU's start to its agent's first answer.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
-/// The guest driver of the NIC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Driver {
-    /// Linux's own virtio_net, loaded at boot.
-    C,
-    /// None: the test loads what it wants.
-    None,
-}
-
 /// A machine to start.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -45,12 +38,16 @@ pub struct Spec {
     pub name: String,
     /// The NIC.
     pub nic: Nic,
-    /// What drives the NIC.
-    pub driver: Driver,
+    /// What drives the NIC, loaded at boot.
+    pub driver: Option<Driver>,
+    /// The kernel.
+    pub kernel: Flavour,
     /// CPUs of the guest.
     pub cpus: usize,
-    /// Memory of the guest.
-    pub memory_mib: u32,
+    /// Whether there is an IOMMU before devices that want one.
+    pub iommu: bool,
+    /// Properties of QEMU's virtio-net-pci.
+    properties: Vec<String>,
     /// Whether the terminal is the guest's console, with a shell.
     pub shell: bool,
     /// More words for the guest's init, on the kernel's command line.
@@ -63,11 +60,26 @@ impl Spec {
         Spec {
             name: name.into(),
             nic,
-            driver: Driver::C,
+            driver: Some(Driver::C),
+            kernel: Flavour::Base,
             cpus: 2,
-            memory_mib: 512,
+            iommu: false,
+            properties: Vec::new(),
             shell: false,
             init: Vec::new(),
+        }
+    }
+
+    /// Sets a property of QEMU's virtio-net-pci, if the NIC is one.
+    pub fn nic_property(&mut self, property: &str) {
+        self.properties.push(property.to_owned());
+    }
+
+    /// Memory of the guest. Beside its shadow, the debug kernel keeps what was freed for a while.
+    fn memory_mib(&self) -> u32 {
+        match self.kernel {
+            Flavour::Base => 512,
+            Flavour::Debug => 1024,
         }
     }
 }
@@ -104,7 +116,7 @@ impl Machine {
             console: lab.run.logs.join(format!("{id}.console.log")),
             qemu: lab.run.logs.join(format!("{id}.qemu.log")),
         };
-        let arguments = arguments(lab, spec, accel, &files);
+        let arguments = arguments(lab, spec, accel, &files)?;
         let mut command = lab.qemu();
         command.args(&arguments);
         let log = File::create(&files.qemu)
@@ -242,7 +254,8 @@ fn failure(process: &mut Child, spec: &Spec, files: &Files, command_line: &str) 
     )
 }
 
-fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Vec<String> {
+fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Result<Vec<String>> {
+    let system = lab.system(spec.kernel)?;
     let mut args: Vec<String> = Vec::new();
     let mut add = |flag: &str, value: String| {
         args.push(flag.to_owned());
@@ -253,29 +266,42 @@ fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Vec<String>
         "-object",
         format!(
             "memory-backend-memfd,id=mem,size={}M,share=on",
-            spec.memory_mib
+            spec.memory_mib()
         ),
     );
     add(
         "-machine",
         "q35,memory-backend=mem,usb=off,smbus=off,sata=off,vmport=off".into(),
     );
-    add("-m", format!("{}M", spec.memory_mib));
+    add("-m", format!("{}M", spec.memory_mib()));
     add("-smp", spec.cpus.to_string());
     for (flag, value) in accel.qemu_args() {
         add(flag, value.into());
     }
     add("-display", "none".into());
-    add("-kernel", lab.kernel.image.display().to_string());
+    if spec.iommu {
+        // Before every other device: those that come first would have none.
+        add("-device", "intel-iommu".into());
+    }
+    add("-kernel", system.kernel.image.display().to_string());
     add("-append", kernel_command_line(spec));
-    add(
-        "-drive",
-        format!(
-            "if=none,id=root,format=raw,snapshot=on,file={}",
-            lab.image.display()
-        ),
-    );
-    add("-device", "nvme,drive=root,serial=root".into());
+    // One controller for all disks: the kernel finds controllers in any order.
+    add("-device", "nvme,id=disks,serial=lab".into());
+    let mut disk = |name: &str, nsid: u32, image: &Path| {
+        let image = image.display();
+        add(
+            "-drive",
+            format!("if=none,id={name},format=raw,snapshot=on,file={image}"),
+        );
+        add(
+            "-device",
+            format!("nvme-ns,drive={name},bus=disks,nsid={nsid}"),
+        );
+    };
+    disk("root", 1, &system.image);
+    if let Some(module) = &system.module {
+        disk("module", 2, module);
+    }
     if spec.shell {
         add("-chardev", "stdio,id=console,mux=on,signal=off".into());
     } else {
@@ -300,7 +326,10 @@ fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Vec<String>
     args.push("-nodefaults".into());
     args.push("-no-user-config".into());
     args.extend(spec.nic.qemu_args());
-    args
+    for property in &spec.properties {
+        args.extend(["-global".into(), format!("virtio-net-pci.{property}")]);
+    }
+    Ok(args)
 }
 
 fn kernel_command_line(spec: &Spec) -> String {
@@ -309,12 +338,16 @@ fn kernel_command_line(spec: &Spec) -> String {
     );
     // A slow serial line is written to synchronously; the log is read through dmesg.
     line += if spec.shell {
-        " quiet ferronic.shell"
+        " quiet lab.shell"
     } else {
         " loglevel=5"
     };
-    if spec.driver == Driver::C {
-        line += " ferronic.modules=virtio_pci,virtio_net";
+    if spec.kernel == Flavour::Debug {
+        line += " log_buf_len=4M kmemleak=on";
+    }
+    if let Some(driver) = spec.driver {
+        line += " lab.driver=";
+        line += driver.name();
     }
     for word in &spec.init {
         line += " ";

@@ -3,18 +3,19 @@
 
 use anyhow::{Result, ensure};
 
-use super::{BOTH, DEVICE_TAP, LOOPBACK, NETDEV_TAP, Scenario, USER};
+use super::{BOTH, DEVICE_TAP, EVERY, LOOPBACK, NETDEV_TAP, QEMU_TAP, Scenario, USER};
 use crate::far_end::BytesServer;
 use crate::net::{HOST_IP, HOST_IP6};
 use crate::test::Form;
-use crate::test::bed::{Bed, Setup};
+use crate::test::bed::Bed;
+use crate::test::setup::Setup;
 use crate::traffic::{Client, Direction};
 
-const ALL: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, USER, LOOPBACK];
+const ALL: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, USER, LOOPBACK, QEMU_TAP];
 
 pub const TABLE: &[Scenario] = &[
-    Scenario::new("ping", BOTH, ping),
-    Scenario::new("contents", BOTH, contents),
+    Scenario::new("ping", EVERY, ping),
+    Scenario::new("contents", EVERY, contents),
     Scenario::new("tcp", ALL, tcp),
     Scenario::new("udp", ALL, udp),
     Scenario::new("soak", BOTH, soak).full_only(),

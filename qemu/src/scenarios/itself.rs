@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::{NETDEV_TAP, Scenario};
+use crate::driver::Driver;
 use crate::test::Form;
 use crate::test::bed::Bed;
 
 pub const TABLE: &[Scenario] = &[
-    Scenario::new("lab_commands", &[NETDEV_TAP], commands),
-    Scenario::new("lab_files", &[NETDEV_TAP], files),
-    Scenario::new("lab_clock", &[NETDEV_TAP], clock),
+    Scenario::new("lab_commands", &[NETDEV_TAP], commands).only(&[Driver::C]),
+    Scenario::new("lab_files", &[NETDEV_TAP], files).only(&[Driver::C]),
+    Scenario::new("lab_clock", &[NETDEV_TAP], clock).only(&[Driver::C]),
+    Scenario::new("lab_log", &[NETDEV_TAP], log).only(&[Driver::C]),
 ];
 
 fn commands(bed: &mut Bed, _: Form) -> Result<()> {
@@ -64,6 +66,16 @@ fn files(bed: &mut Bed, _: Form) -> Result<()> {
         "a file that is not there can be read"
     );
     Ok(())
+}
+
+/// A complaint of the kernel makes a test fail, and only that test.
+fn log(bed: &mut Bed, _: Form) -> Result<()> {
+    let complain = "echo '<4>WARNING: CPU: 0 PID: 1 at lab.c:1 lab_log+0x1/0x2' > /dev/kmsg";
+    bed.guest().sh(complain)?;
+    ensure!(bed.check_log(&[]).is_err(), "a warning is not seen");
+    bed.check_log(&["at lab.c:1"])?;
+    bed.mark_log("after the warning")?;
+    bed.check_log(&[])
 }
 
 /// Carrier times are no better than this.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{BOTH, Scenario};
+use super::{EVERY, Scenario};
 use crate::cable::{INTERFACE, wait_carrier};
 use crate::carrier::Watch;
 use crate::test::Form;
@@ -13,8 +13,8 @@ use crate::test::bed::Bed;
 use crate::traffic::{self, Client, Direction, Transfer};
 
 pub const TABLE: &[Scenario] = &[
-    Scenario::new("link_toggles", BOTH, toggles),
-    Scenario::new("link_down_survives_reset", BOTH, down_survives_reset).discard(),
+    Scenario::new("link_toggles", EVERY, toggles),
+    Scenario::new("link_down_survives_reset", EVERY, down_survives_reset).discard(),
 ];
 
 /// How long traffic may take to flow again: TCP waits longer and longer for a peer that is silent.
@@ -22,15 +22,15 @@ const RESUME: Duration = Duration::from_secs(5);
 
 /// Many times in a row, under traffic: the carrier follows each time, and traffic resumes after each.
 fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
-    let rounds = form.pick(10, 50);
+    let rounds = form.pick(10, 200);
     let guest = bed.guest();
     let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600);
     let traffic = guest.spawn(&client.command())?;
     let watch = Watch::start(guest, INTERFACE)?;
     let result = (1..=rounds).try_for_each(|round| {
         let one = || -> Result<()> {
-            let down = watch.time(false, || bed.backend.set_link(false))?;
-            let up = watch.time(true, || bed.backend.set_link(true))?;
+            let down = watch.time(false, || bed.set_link(false))?;
+            let up = watch.time(true, || bed.set_link(true))?;
             log::info!(
                 "carrier down after {:.1} ms, up after {:.1} ms",
                 down.ms,
@@ -52,12 +52,12 @@ fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
 
 /// A cable that is out stays out while the guest boots.
 fn down_survives_reset(bed: &mut Bed, _: Form) -> Result<()> {
-    bed.backend.set_link(false)?;
+    bed.set_link(false)?;
     wait_carrier(bed.guest(), false)?;
     bed.machine.reset()?;
     bed.guest().sh(&format!("ip link set {INTERFACE} up"))?;
     std::thread::sleep(Duration::from_millis(300));
     wait_carrier(bed.guest(), false)?;
-    bed.backend.set_link(true)?;
+    bed.set_link(true)?;
     bed.lay_cable()
 }

@@ -11,10 +11,13 @@ mod variants;
 
 use anyhow::Result;
 
+use crate::artefacts::kernel::Flavour;
 use crate::backend::Uplink;
+use crate::driver::Driver;
 use crate::machine::nic::Attach;
 use crate::test::Form;
-use crate::test::bed::{Bed, Setup};
+use crate::test::bed::Bed;
+use crate::test::setup::Setup;
 
 /// A test.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +30,12 @@ pub struct Scenario {
     pub runs: Runs,
     /// What becomes of the bed.
     pub after: After,
+    /// The drivers that it fits.
+    pub drivers: &'static [Driver],
+    /// The kernels that it fits.
+    pub kernels: &'static [Flavour],
+    /// What the kernel may complain of meanwhile.
+    pub forgiven: &'static [&'static str],
     /// The test itself.
     pub run: fn(&mut Bed, Form) -> Result<()>,
 }
@@ -42,6 +51,9 @@ impl Scenario {
             setups,
             runs: Runs::Always,
             after: After::Keep,
+            drivers: &[Driver::C, Driver::Ferronic],
+            kernels: &[Flavour::Base, Flavour::Debug],
+            forgiven: &[],
             run,
         }
     }
@@ -49,6 +61,24 @@ impl Scenario {
     /// Only with `--full`.
     const fn full_only(mut self) -> Self {
         self.runs = Runs::FullOnly;
+        self
+    }
+
+    /// Only with one driver.
+    const fn only(mut self, drivers: &'static [Driver]) -> Self {
+        self.drivers = drivers;
+        self
+    }
+
+    /// Only on one kernel.
+    const fn on(mut self, kernels: &'static [Flavour]) -> Self {
+        self.kernels = kernels;
+        self
+    }
+
+    /// The kernel may complain of what the scenario provokes.
+    const fn forgiving(mut self, subjects: &'static [&'static str]) -> Self {
+        self.forgiven = subjects;
         self
     }
 
@@ -99,13 +129,18 @@ const NETDEV_TAP: Setup = Setup::new(Attach::Netdev, Uplink::Tap);
 const DEVICE_TAP: Setup = Setup::new(Attach::Device, Uplink::Tap);
 /// The NIC on a tap in both attachments.
 const BOTH: &[Setup] = &[NETDEV_TAP, DEVICE_TAP];
+/// QEMU's own NIC on a tap.
+const QEMU_TAP: Setup = Setup::qemu();
+/// Every NIC on a tap.
+const EVERY: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, QEMU_TAP];
 /// The NIC on passt.
 const USER: Setup = Setup::new(Attach::Netdev, Uplink::User);
 /// The NIC with its transmitter plugged into its receiver.
 const LOOPBACK: Setup = Setup::new(Attach::Netdev, Uplink::Loopback);
 
-/// All cases, those with the same setup one after another, those that spoil the bed at the end.
-pub fn cases() -> Vec<Case> {
+/// All cases with these drivers on these kernels, those with the same setup one after another, those
+/// that spoil the bed at the end.
+pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
     let tables = [
         itself::TABLE,
         basics::TABLE,
@@ -123,13 +158,20 @@ pub fn cases() -> Vec<Case> {
         }
     }
     let mut cases = Vec::new();
-    for setup in setups {
-        for after in [After::Keep, After::Discard] {
-            let fits = |s: &&Scenario| s.after == after && s.setups.contains(&setup);
-            cases.extend(scenarios.iter().filter(fits).map(|s| Case {
-                scenario: *s,
-                setup,
-            }));
+    for &(driver, kernel) in combinations {
+        for &setup in &setups {
+            for after in [After::Keep, After::Discard] {
+                let fits = |s: &&Scenario| {
+                    s.after == after
+                        && s.setups.contains(&setup)
+                        && s.drivers.contains(&driver)
+                        && s.kernels.contains(&kernel)
+                };
+                cases.extend(scenarios.iter().filter(fits).map(|s| Case {
+                    scenario: *s,
+                    setup: setup.driven(driver, kernel),
+                }));
+            }
         }
     }
     cases
@@ -143,7 +185,9 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let names: Vec<_> = cases().iter().map(Case::name).collect();
+        let all = [Driver::C, Driver::Ferronic]
+            .map(|driver| [Flavour::Base, Flavour::Debug].map(|kernel| (driver, kernel)));
+        let names: Vec<_> = cases(all.as_flattened()).iter().map(Case::name).collect();
         let set: HashSet<_> = names.iter().collect();
         assert_eq!(set.len(), names.len());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{BOTH, NETDEV_TAP, Scenario};
+use super::{BOTH, EVERY, NETDEV_TAP, Scenario};
 use crate::cable::{INTERFACE, wait_carrier};
 use crate::net::HOST_IP;
 use crate::test::Form;
@@ -15,11 +15,11 @@ use crate::traffic::{self, Client, Direction};
 
 pub const TABLE: &[Scenario] = &[
     Scenario::new("kill_backend", &[NETDEV_TAP], kill_backend),
-    Scenario::new("rebind_driver", BOTH, rebind_driver),
-    Scenario::new("reload_driver", BOTH, reload_driver),
+    Scenario::new("rebind_driver", EVERY, rebind_driver),
+    Scenario::new("reload_driver", EVERY, reload_driver),
     Scenario::new("idle_is_idle", BOTH, idle_is_idle),
-    Scenario::new("guest_reboot", BOTH, guest_reboot),
-    Scenario::new("machine_reset_under_traffic", BOTH, reset_under_traffic),
+    Scenario::new("guest_reboot", EVERY, guest_reboot),
+    Scenario::new("machine_reset_under_traffic", EVERY, reset_under_traffic),
     Scenario::new("kill_qemu", BOTH, kill_qemu),
 ];
 
@@ -34,9 +34,9 @@ fn kill_backend(bed: &mut Bed, form: Form) -> Result<()> {
         let flow = bed.guest().spawn(&client.command())?;
         let result = (1..=rounds).try_for_each(|round| {
             std::thread::sleep(Duration::from_millis(700));
-            bed.backend.kill()?;
+            bed.backend()?.kill()?;
             std::thread::sleep(Duration::from_millis(300));
-            bed.backend.start_again()?;
+            bed.backend()?.start_again()?;
             traffic::wait_flow(bed.guest(), direction, 10_000_000, RESUME)
                 .with_context(|| format!("{direction:?}, round {round} of {rounds}"))
         });
@@ -64,10 +64,11 @@ fn works(bed: &Bed) -> Result<()> {
 
 fn rebind_driver(bed: &mut Bed, form: Form) -> Result<()> {
     for _ in 0..form.pick(2, 10) {
-        bed.guest().sh(
-            "cd /sys/bus/virtio/drivers/virtio_net && device=$(basename $(readlink -f /sys/class/net/eth0/device)) && \
-             echo $device > unbind && echo $device > bind",
-        )?;
+        // The C driver is two: the PCI device's and, on a bus of its own, the NIC's.
+        bed.guest().sh(&format!(
+            "device=/sys/class/net/{INTERFACE}/device && name=$(basename $(readlink -f $device)) && \
+             cd $(readlink -f $device/driver) && echo $name > unbind && echo $name > bind"
+        ))?;
         bed.lay_cable()?;
     }
     works(bed)
@@ -76,9 +77,9 @@ fn rebind_driver(bed: &mut Bed, form: Form) -> Result<()> {
 /// All the way down: the PCI device itself is let go.
 fn reload_driver(bed: &mut Bed, form: Form) -> Result<()> {
     for _ in 0..form.pick(2, 10) {
-        bed.guest().sh(
-            "modprobe -r virtio_net virtio_pci && modprobe virtio_pci && modprobe virtio_net",
-        )?;
+        let driver = bed.setup.driver.name();
+        bed.guest()
+            .sh(&format!("driver unload {driver} && driver load {driver}"))?;
         bed.lay_cable()?;
     }
     works(bed)
@@ -92,10 +93,11 @@ fn idle_is_idle(bed: &mut Bed, form: Form) -> Result<()> {
     ))?;
     std::thread::sleep(Duration::from_secs(1));
     let seconds = form.pick(3, 20);
+    let pid = bed.backend()?.pid();
     let quiet = (0..3).any(|_| {
-        let before = wakeups(bed.backend.pid());
+        let before = wakeups(pid);
         std::thread::sleep(Duration::from_secs(seconds));
-        let after = wakeups(bed.backend.pid());
+        let after = wakeups(pid);
         log::info!("wake-ups: {before:?} to {after:?}");
         before.is_ok() && before.ok() == after.ok()
     });
@@ -108,7 +110,7 @@ fn idle_is_idle(bed: &mut Bed, form: Form) -> Result<()> {
         "the backend woke up in each of three idle spells of {seconds} s"
     );
 
-    let status = fs::read_to_string(format!("/proc/{}/status", bed.backend.pid()))?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib = status
         .lines()
         .find_map(|line| {

@@ -65,10 +65,10 @@ fn reply(question: &[u8]) -> Option<Vec<u8>> {
 /// The backend notices, says so and starts another; the guest only sees its connections end.
 fn passt_dies(bed: &mut Bed, form: Form) -> Result<()> {
     for _ in 0..form.pick(1, 5) {
-        let old = child_of(bed.backend.pid())?;
+        let old = child_of(bed.backend()?.pid())?;
         kill_process(old, Signal::KILL).context("cannot kill passt")?;
         let deadline = Instant::now() + LIMIT;
-        while child_of(bed.backend.pid())
+        while child_of(bed.backend()?.pid())
             .ok()
             .is_none_or(|new| new == old)
         {
@@ -81,7 +81,7 @@ fn passt_dies(bed: &mut Bed, form: Form) -> Result<()> {
             .lay_again(bed.lab, &bed.machine.guest, Uplink::User)?;
         Client::new(&bed.cable.server, Direction::HostToGuest, 1).run(bed.guest())?;
     }
-    let log = fs::read_to_string(&bed.backend.log)?;
+    let log = fs::read_to_string(&bed.backend()?.log)?;
     ensure!(
         log.contains("passt ended"),
         "the backend's log does not tell that passt ended"

@@ -3,7 +3,9 @@
 
 pub mod bed;
 mod host;
+mod module;
 mod runner;
+pub mod setup;
 
 use std::fs;
 use std::path::Path;
@@ -12,9 +14,11 @@ use std::process::ExitStatus;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::lab::Lab;
-use crate::sandbox::tool::ToolRoot;
-use crate::scenarios;
+use crate::artefacts::kernel::Flavour;
+use crate::cli::Options;
+use crate::driver::Driver;
+use crate::lab::{Lab, Needs, Parts};
+use crate::scenarios::{self, Case, Runs};
 use crate::test::runner::Runner;
 
 /// The file in the directory of logs that tells the outer process how the scenarios went.
@@ -72,25 +76,69 @@ impl Counts {
 }
 
 /// Prints the names of the guest scenarios.
-pub fn list() {
-    for case in scenarios::cases() {
+pub fn list(options: &Options) {
+    for case in scenarios::cases(&combinations(options)) {
         println!("{}", case.name());
     }
 }
 
-/// The outer process's first part: the tests on the host.
-pub fn on_host(args: &Args, tools: &ToolRoot) -> Result<Counts> {
-    if args.guest_only {
-        Ok(Counts::default())
-    } else {
-        host::run(args.filter.as_deref(), tools)
+/// The drivers that are tested, and the kernels that each is tested on.
+fn combinations(options: &Options) -> Vec<(Driver, Flavour)> {
+    let chosen = options.driver.as_ref().map(std::slice::from_ref);
+    let mut all = Vec::new();
+    for driver in chosen.unwrap_or(Driver::tested()) {
+        if !options.debug_kernel {
+            all.push((*driver, Flavour::Base));
+        }
+        // The stock driver is for comparison: nobody doubts what the kernel's checks say of it.
+        if options.debug_kernel || (*driver == Driver::Ferronic && options.kernel.is_none()) {
+            all.push((*driver, Flavour::Debug));
+        }
+    }
+    all
+}
+
+/// The scenarios that these options select.
+fn selected(args: &Args, options: &Options) -> Vec<Case> {
+    let filter = args.filter.as_deref().unwrap_or("");
+    scenarios::cases(&combinations(options))
+        .into_iter()
+        .filter(|case| case.name().contains(filter))
+        .filter(|case| args.full || case.scenario.runs == Runs::Always)
+        // A stranger's device with a stranger's driver tests nothing of ours, but that the scenarios
+        // are right; who wants that names the driver.
+        .filter(|case| options.driver.is_some() || !case.setup.is_strange())
+        .collect()
+}
+
+/// What has to be made for them.
+pub fn needs(args: &Args, options: &Options) -> Needs {
+    let cases = selected(args, options);
+    Needs {
+        debug_kernel: cases.iter().any(|case| case.setup.kernel == Flavour::Debug),
+        module: cases
+            .iter()
+            .any(|case| case.setup.driver == Driver::Ferronic),
     }
 }
 
+/// The outer process's first part: the tests on the host.
+pub fn on_host(args: &Args, parts: &Parts) -> Result<Counts> {
+    if args.guest_only {
+        return Ok(Counts::default());
+    }
+    let filter = args.filter.as_deref();
+    let mut counts = host::run(filter, parts.tools())?;
+    if let Some(tree) = &parts.base().kernel.tree {
+        counts.add(module::run(filter, parts.tools(), tree)?);
+    }
+    Ok(counts)
+}
+
 /// The inner process's part: the scenarios in guests.
-pub fn in_guests(lab: &Lab, args: &Args) -> Result<bool> {
+pub fn in_guests(lab: &Lab, args: &Args, options: &Options) -> Result<bool> {
     let form = if args.full { Form::Full } else { Form::Short };
-    let counts = Runner::new(lab, form).run(args.filter.as_deref().unwrap_or(""));
+    let counts = Runner::new(lab, form).run(&selected(args, options));
     let path = lab.run.logs.join(COUNTS);
     fs::write(&path, serde_json::to_string(&counts)?)
         .with_context(|| format!("cannot write {}", path.display()))?;

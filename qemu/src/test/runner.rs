@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow};
 use super::bed::Bed;
 use super::{Counts, Form};
 use crate::lab::Lab;
-use crate::scenarios::{self, After, Case, Runs};
+use crate::scenarios::{After, Case};
 
 /// Runs scenarios and counts.
 #[derive(Debug)]
@@ -35,19 +35,14 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Runs all scenarios whose name contains `filter`.
-    pub fn run(mut self, filter: &str) -> Counts {
-        let cases: Vec<Case> = scenarios::cases()
-            .into_iter()
-            .filter(|case| case.name().contains(filter))
-            .filter(|case| self.form == Form::Full || case.scenario.runs == Runs::Always)
-            .collect();
+    /// Runs scenarios.
+    pub fn run(mut self, cases: &[Case]) -> Counts {
         println!(
             "\nrunning {} tests in guests ({})",
             cases.len(),
             self.lab.accel.name()
         );
-        for case in &cases {
+        for case in cases {
             self.run_case(case);
         }
         self.close();
@@ -61,6 +56,19 @@ impl<'a> Runner<'a> {
         let start = Instant::now();
         let result = self.attempt(case);
         let took = start.elapsed().as_secs_f64();
+        let parts = self.bed.as_mut().map(|bed| std::mem::take(&mut bed.parts));
+        for (part, result) in parts.unwrap_or_default() {
+            match result {
+                Ok(()) => {
+                    println!("test {}::{part} ... ok", case.name());
+                    self.counts.passed += 1;
+                }
+                Err(e) => {
+                    println!("test {}::{part} ... FAILED\n{e:#}", case.name());
+                    self.counts.failed += 1;
+                }
+            }
+        }
         match result {
             Ok(()) => {
                 println!("test {} ... ok ({took:.1} s)", case.name());
@@ -81,15 +89,20 @@ impl<'a> Runner<'a> {
 
     fn attempt(&mut self, case: &Case) -> Result<()> {
         if self.bed.is_none() {
-            self.bed = Some(Bed::make(self.lab, case.setup)?);
+            let bed = Bed::make(self.lab, case.setup)?;
+            // What the kernel said of the driver at boot counts too.
+            bed.check_log(&[])?;
+            self.bed = Some(bed);
         }
         let Some(bed) = self.bed.as_mut() else {
             return Err(anyhow!("there is no bed"));
         };
         let (run, form) = (case.scenario.run, self.form);
+        bed.mark_log(case.scenario.name)?;
         // A scenario that panics is a failed one; the bed is not used again.
         catch_unwind(AssertUnwindSafe(|| run(bed, form)))
-            .unwrap_or_else(|_| Err(anyhow!("the scenario panicked")))
+            .unwrap_or_else(|_| Err(anyhow!("the scenario panicked")))?;
+        bed.check_log(case.scenario.forgiven)
     }
 
     /// Ends the bed in good order; what goes wrong then counts as a failure of its own.
