@@ -20,6 +20,7 @@ mod far_end;
 mod guest;
 mod host;
 mod kernel_log;
+mod ktap;
 mod lab;
 mod machine;
 mod net;

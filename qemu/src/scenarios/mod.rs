@@ -2,10 +2,15 @@
 //! The tests in guests: plain functions on a [`Bed`], in tables, one file a subject.
 
 mod basics;
+mod churn;
+mod ethtool;
 mod filters;
+mod interface;
 mod itself;
+mod kunit;
 mod link;
 mod survival;
+mod trouble;
 mod user;
 mod variants;
 
@@ -147,6 +152,11 @@ pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
         filters::TABLE,
         link::TABLE,
         survival::TABLE,
+        interface::TABLE,
+        ethtool::TABLE,
+        churn::TABLE,
+        trouble::TABLE,
+        kunit::TABLE,
         user::TABLE,
         variants::TABLE,
     ];

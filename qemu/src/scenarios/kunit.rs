@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The tests that our driver has in itself. The debug kernel runs them when the module is loaded.
+
+use anyhow::{Result, anyhow, ensure};
+
+use super::{NETDEV_TAP, Scenario};
+use crate::artefacts::kernel::Flavour;
+use crate::driver::Driver;
+use crate::ktap::outcomes;
+use crate::test::Form;
+use crate::test::bed::Bed;
+
+pub const TABLE: &[Scenario] = &[Scenario::new("kunit", &[NETDEV_TAP], kunit)
+    .only(&[Driver::Ferronic])
+    .on(&[Flavour::Debug])];
+
+/// Reports each of them as a test.
+fn kunit(bed: &mut Bed, _: Form) -> Result<()> {
+    // Suites of the kernel itself have been run at boot; the module's come and go with it.
+    let report = bed.guest().sh(
+        "set -e; cd /sys/kernel/debug/kunit; driver unload ferronic; before=\" $(echo *) \"; driver load ferronic; \
+         for suite in *; do \
+             case \"$before\" in *\" $suite \"*) ;; *) cat $suite/results ;; esac; \
+         done",
+    )?;
+    let found = outcomes(&report);
+    ensure!(!found.is_empty(), "the module has no tests: {report}");
+    for outcome in found {
+        let result = outcome.failure.map_or(Ok(()), |why| Err(anyhow!(why)));
+        bed.parts.push((outcome.name, result));
+    }
+    bed.lay_cable()
+}
