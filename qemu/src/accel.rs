@@ -26,6 +26,9 @@ pub enum Accel {
     Kvm,
     /// QEMU's translator.
     Tcg,
+    /// The translator, on one thread, with a clock that goes by the guest's instructions: one a
+    /// nanosecond. For counting them.
+    Counting,
 }
 
 /// What the user asks for.
@@ -45,14 +48,20 @@ impl Accel {
         match self {
             Accel::Kvm => "KVM",
             Accel::Tcg => "TCG",
+            Accel::Counting => "TCG, counting",
         }
     }
 
     /// QEMU's arguments for it.
-    pub fn qemu_args(self) -> [(&'static str, &'static str); 2] {
+    pub fn qemu_args(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Accel::Kvm => [("-accel", "kvm"), ("-cpu", "host")],
-            Accel::Tcg => [("-accel", "tcg,thread=multi"), ("-cpu", "max")],
+            Accel::Kvm => &[("-accel", "kvm"), ("-cpu", "host")],
+            Accel::Tcg => &[("-accel", "tcg,thread=multi"), ("-cpu", "max")],
+            Accel::Counting => &[
+                ("-accel", "tcg,thread=single"),
+                ("-icount", "shift=0"),
+                ("-cpu", "max"),
+            ],
         }
     }
 }

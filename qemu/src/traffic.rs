@@ -91,6 +91,8 @@ pub struct Client {
     pub seconds: u32,
     /// More options of iperf3.
     pub options: String,
+    /// Whether the options tell how much is sent, and no time ends it.
+    pub by_amount: bool,
 }
 
 impl Client {
@@ -101,6 +103,7 @@ impl Client {
             direction,
             seconds,
             options: String::new(),
+            by_amount: false,
         }
     }
 
@@ -117,10 +120,15 @@ impl Client {
         } else {
             ""
         };
+        let time = if self.by_amount {
+            String::new()
+        } else {
+            format!(" --time {}", self.seconds)
+        };
         // A lost control connection would otherwise be waited for until TCP gives up.
         format!(
-            "iperf3 --json --connect-timeout 5000 --client {} --time {} {}{reverse}",
-            self.server, self.seconds, self.options
+            "iperf3 --json --connect-timeout 5000 --client {}{time} {}{reverse}",
+            self.server, self.options
         )
     }
 

@@ -74,6 +74,13 @@ impl Cost {
         self.span.rig_seconds / ((self.counts.rx.bytes + self.counts.tx.bytes) / 1e9)
     }
 
+    /// Interrupts for each packet, both ways together.
+    pub fn interrupts_per_packet(&self) -> f64 {
+        let c = &self.counts;
+        let interrupts = c.rx.interrupts + c.tx.interrupts + c.shared;
+        interrupts / (c.rx.packets + c.tx.packets)
+    }
+
     /// Its columns in [`HEADINGS`].
     pub fn columns(&self) -> Vec<(&'static str, f64)> {
         let c = &self.counts;
@@ -140,7 +147,7 @@ impl Counts {
             let Some(name) = line
                 .split_whitespace()
                 .last()
-                .filter(|n| n.starts_with("virtio"))
+                .filter(|n| n.starts_with("virtio") || n.starts_with("ferronic"))
             else {
                 continue;
             };
@@ -149,7 +156,7 @@ impl Counts {
                 .skip(1)
                 .map_while(|w| w.parse::<f64>().ok());
             let total: f64 = per_cpu.sum();
-            match name.split_once('-') {
+            match name.rsplit_once('-') {
                 Some((_, queue)) if queue.starts_with("input") => counts.rx.interrupts += total,
                 Some((_, queue)) if queue.starts_with("output") => counts.tx.interrupts += total,
                 // The configuration's own vector.

@@ -10,6 +10,7 @@
 
 mod case;
 mod cost;
+mod driver;
 mod host;
 mod iperf;
 mod passt;
@@ -47,17 +48,20 @@ pub struct Args {
 pub enum Name {
     /// iperf3 between guest and host, TCP and small UDP datagrams, both ways
     Iperf,
+    /// The guest's drivers, ours and Linux's own: throughput, small packets, delay, interrupts, and
+    /// instructions a packet
+    Driver,
 }
 
 impl Name {
-    const ALL: &[Name] = &[Name::Iperf];
+    const ALL: &[Name] = &[Name::Iperf, Name::Driver];
 }
 
 /// What has to be made for a bench.
-pub fn needs(_: &Args) -> Needs {
+pub fn needs(args: &Args) -> Needs {
     Needs {
         debug_kernel: false,
-        module: false,
+        module: args.name != Some(Name::Iperf),
     }
 }
 
@@ -78,6 +82,7 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
     for name in names {
         let found = match name {
             Name::Iperf => iperf::run(lab, args, &mut weather)?,
+            Name::Driver => driver::run(lab, args, &mut weather)?,
         };
         cases.extend(found.cases);
         details += &found.details;

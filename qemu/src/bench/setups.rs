@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The set-ups that are measured: a guest whose NIC is ours or a peer's.
 //!
-//! All have the same machine, kernel, image and guest driver; only the NIC's backend differs. Peers
-//! run as their own documentation starts them.
+//! All have the same machine, kernel and image, and but for the bench of drivers the same driver;
+//! only the NIC's backend differs. Peers run as their own documentation starts them.
 
 use anyhow::Result;
 
@@ -86,8 +86,13 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts everything.
+    /// Starts everything, with the stock driver in the guest.
     pub fn start(lab: &Lab, setup: Setup) -> Result<Self> {
+        Self::start_with(lab, setup, |_| ())
+    }
+
+    /// The same with a machine that is changed before it starts.
+    pub fn start_with(lab: &Lab, setup: Setup, change: impl FnOnce(&mut Spec)) -> Result<Self> {
         if setup.cable() == Uplink::Tap {
             // The same kind of tap for all, and nothing left in it by the one before.
             net::make_tap(lab, false)?;
@@ -123,7 +128,9 @@ impl Rig {
                 (nic, Behind::Passt { _process: passt })
             }
         };
-        let machine = Machine::boot(lab, &Spec::new(setup.name(), nic))?;
+        let mut spec = Spec::new(setup.name(), nic);
+        change(&mut spec);
+        let machine = Machine::boot(lab, &spec)?;
         let cable = Cable::lay(lab, &machine.guest, setup.cable())?;
         Ok(Rig {
             machine,

@@ -42,6 +42,8 @@ pub struct Spec {
     pub driver: Option<Driver>,
     /// The kernel.
     pub kernel: Flavour,
+    /// What it runs on, if not on what the run has chosen.
+    pub accel: Option<Accel>,
     /// CPUs of the guest.
     pub cpus: usize,
     /// Whether there is an IOMMU before devices that want one.
@@ -62,6 +64,7 @@ impl Spec {
             nic,
             driver: Some(Driver::C),
             kernel: Flavour::Base,
+            accel: None,
             cpus: 2,
             iommu: false,
             properties: Vec::new(),
@@ -104,7 +107,7 @@ pub struct Machine {
 impl Machine {
     /// Starts QEMU and waits for the guest's agent.
     pub fn boot(lab: &Lab, spec: &Spec) -> Result<Self> {
-        Self::boot_within(lab, spec, lab.accel, BOOT_LIMIT)
+        Self::boot_within(lab, spec, spec.accel.unwrap_or(lab.accel), BOOT_LIMIT)
     }
 
     /// The same with an accelerator and a time limit of the caller's choice.
@@ -276,7 +279,7 @@ fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Result<Vec<
     add("-m", format!("{}M", spec.memory_mib()));
     add("-smp", spec.cpus.to_string());
     for (flag, value) in accel.qemu_args() {
-        add(flag, value.into());
+        add(flag, (*value).into());
     }
     add("-display", "none".into());
     if spec.iommu {

@@ -33,8 +33,8 @@ const STRANGER: &str = "02:00:00:00:00:99";
 const GROUP: &str = "01:00:5e:01:02:03";
 const OTHER_GROUP: &str = "01:00:5e:0a:0b:0c";
 const LOG: &str = "/run/frames.json";
-/// How long the guest listens; the frames are sent within it.
-const LISTEN: Duration = Duration::from_millis(1500);
+/// How long the guest listens at most. It is told when all has been sent.
+const LISTEN: Duration = Duration::from_secs(60);
 const COUNT: u32 = 20;
 
 /// Sends frames of these names to these addresses (and VLANs), and counts what the guest gets of them.
@@ -42,7 +42,7 @@ fn exchange(bed: &Bed, frames: &[(&str, &str, Option<u16>)]) -> Result<HashMap<S
     let guest = bed.guest();
     guest.sh(&format!("rm -f {LOG}"))?;
     let listener = guest.spawn(&format!(
-        "frames listen {INTERFACE} {} {LOG}",
+        "exec frames listen {INTERFACE} {} {LOG}",
         LISTEN.as_secs_f64()
     ))?;
     wait_for_file(guest)?;
@@ -55,7 +55,8 @@ fn exchange(bed: &Bed, frames: &[(&str, &str, Option<u16>)]) -> Result<HashMap<S
         }
         send_frames(bed.lab, &arguments)?;
     }
-    let output = listener.wait(LISTEN + Duration::from_secs(20))?;
+    listener.kill()?;
+    let output = listener.wait(LISTEN)?;
     ensure!(
         output.code == 0,
         "the listener in the guest failed: {}",

@@ -121,7 +121,7 @@ fn mtus(bed: &mut Bed, sizes: &[u32]) -> Result<()> {
 }
 
 fn mtu_small(bed: &mut Bed, _: Form) -> Result<()> {
-    mtus(bed, &[68, 69, 128, 576, 1279, 1280, 1499, 1500])?;
+    mtus(bed, &[68, 128, 576, 1280, 1500])?;
     let refused = bed.guest().try_sh(
         &format!("ip link set {INTERFACE} mtu 67"),
         Duration::from_secs(10),
@@ -131,7 +131,7 @@ fn mtu_small(bed: &mut Bed, _: Form) -> Result<()> {
 }
 
 fn mtu_large(bed: &mut Bed, _: Form) -> Result<()> {
-    mtus(bed, &[1501, 2000, 4096, 8999, 9000, 1500, 68, 9000])?;
+    mtus(bed, &[1600, 4096, 9000, 1500, 68, 9000])?;
     let refused = bed.guest().try_sh(
         &format!("ip link set {INTERFACE} mtu 9001"),
         Duration::from_secs(10),
