@@ -79,7 +79,7 @@ fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
     }
     let logs = parts.cache().new_log_dir(command.name())?;
     if let Command::Test(args) = command {
-        let counts = test::on_host(args, &parts)?;
+        let counts = test::on_host(args, &cli.options, &parts)?;
         let status = sandbox::net::run_inside(&logs)?;
         return Ok(if test::conclude(counts, &logs, status) {
             ExitCode::SUCCESS

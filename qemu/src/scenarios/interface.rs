@@ -93,8 +93,10 @@ fn mtus(bed: &mut Bed, sizes: &[u32]) -> Result<()> {
         .guest()
         .sh(&format!("cat /sys/class/net/{INTERFACE}/mtu"))?;
     for mtu in sizes {
-        bed.guest()
-            .sh(&format!("ip link set {INTERFACE} mtu {mtu}"))?;
+        // What the kernel has learnt of the path at a smaller MTU is forgotten.
+        bed.guest().sh(&format!(
+            "ip link set {INTERFACE} mtu {mtu} && ip route flush cache"
+        ))?;
         // Less the headers of IP and ICMP.
         let payload = mtu - 28;
         let ping = |size| format!("ping -q -M do -c 3 -i 0.02 -w 10 -s {size} {HOST_IP}");

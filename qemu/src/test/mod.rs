@@ -123,13 +123,18 @@ pub fn needs(args: &Args, options: &Options) -> Needs {
 }
 
 /// The outer process's first part: the tests on the host.
-pub fn on_host(args: &Args, parts: &Parts) -> Result<Counts> {
+pub fn on_host(args: &Args, options: &Options, parts: &Parts) -> Result<Counts> {
     if args.guest_only {
         return Ok(Counts::default());
     }
     let filter = args.filter.as_deref();
     let mut counts = host::run(filter, parts.tools())?;
-    if let Some(tree) = &parts.base().kernel.tree {
+    let ours = combinations(options)
+        .iter()
+        .any(|(driver, _)| *driver == Driver::Ferronic);
+    if let Some(tree) = &parts.base().kernel.tree
+        && ours
+    {
         counts.add(module::run(filter, parts.tools(), tree)?);
     }
     Ok(counts)
