@@ -383,6 +383,32 @@ struct page *ferronic_skb_frag(const struct sk_buff *skb, unsigned int index,
 	return skb_frag_page(frag);
 }
 
+/* A frame to be sent. */
+struct sk_buff *ferronic_skb_alloc(struct net_device *dev, const void *octets,
+				   unsigned int len)
+{
+	unsigned int headroom = LL_RESERVED_SPACE(dev);
+	struct sk_buff *skb;
+
+	if (len < ETH_HLEN)
+		return NULL;
+	skb = alloc_skb(headroom + len, GFP_KERNEL);
+	if (skb) {
+		skb_reserve(skb, headroom);
+		skb_put_data(skb, octets, len);
+		skb_reset_mac_header(skb);
+		skb_set_network_header(skb, ETH_HLEN);
+		skb->protocol = eth_hdr(skb)->h_proto;
+		skb->dev = dev;
+	}
+	return skb;
+}
+
+void ferronic_skb_queue_xmit(struct sk_buff *skb)
+{
+	dev_queue_xmit(skb);
+}
+
 /* A packet of len octets in a page pool's buffer, behind headroom octets. NAPI context. */
 struct sk_buff *ferronic_skb_build(struct napi_struct *napi, void *start, unsigned int size,
 				   unsigned int headroom, unsigned int len)

@@ -106,6 +106,9 @@ int ferronic_skb_segments(struct sk_buff *skb, unsigned int headroom,
 			  struct ferronic_segment *segments, unsigned int max);
 struct page *ferronic_skb_frag(const struct sk_buff *skb, unsigned int index,
 			       u32 *offset, u32 *len);
+struct sk_buff *ferronic_skb_alloc(struct net_device *dev, const void *octets,
+				   unsigned int len);
+void ferronic_skb_queue_xmit(struct sk_buff *skb);
 struct sk_buff *ferronic_skb_build(struct napi_struct *napi, void *start, unsigned int size,
 				   unsigned int headroom, unsigned int len);
 struct sk_buff *ferronic_skb_copy(struct napi_struct *napi, const void *from,

@@ -165,6 +165,11 @@ impl<'a> ControlQueue<'a> {
         Err(ETIMEDOUT)
     }
 
+    /// The number of the queue.
+    pub(super) fn index(&self) -> u16 {
+        self.queue.index()
+    }
+
     /// Whether only a reset helps.
     pub(super) fn is_stuck(&self) -> bool {
         self.stuck

@@ -59,6 +59,7 @@ pub(super) struct Pairs<'a> {
 impl Handler for Pairs<'_> {
     fn handle(&self) -> IrqReturn {
         for napi in &self.polled {
+            napi.handler().stats.interrupts.add(1);
             napi.schedule_irq();
         }
         IrqReturn::Handled

@@ -46,6 +46,7 @@ use crate::{
     },
     irq::Vectors,
     net::{
+        ethtool::Rings,
         Device,
         PagePool,
         MAX_SEGMENTS, //
@@ -64,6 +65,7 @@ use kernel::{
         Arc, //
     },
     time::{
+        delay::fsleep,
         Delta,
         Instant,
         Monotonic, //
@@ -79,6 +81,11 @@ const MAX_RECOVERIES: u32 = 10;
 /// See [`MAX_RECOVERIES`].
 const RECOVERY_SPAN: Delta = Delta::from_secs(30);
 
+/// How long to wait for packets that are on their way out when sending stops.
+const SETTLE: Delta = Delta::from_millis(50);
+/// See [`SETTLE`].
+const SETTLE_STEP: Delta = Delta::from_micros(100);
+
 /// A device that is driven.
 pub(super) struct Driven<'a> {
     /// Dropped first: no handler runs when the rest goes.
@@ -91,6 +98,8 @@ pub(super) struct Driven<'a> {
     pub(super) link: Link,
     /// The control queue, if there is one.
     pub(super) control: Option<ControlQueue<'a>>,
+    /// Sizes of its queues.
+    pub(super) rings: Rings,
     /// Receive queues while they are not polled.
     rx: KVec<Option<Rx<'a>>>,
     /// Polling is on for so many pairs.
@@ -99,10 +108,20 @@ pub(super) struct Driven<'a> {
     frame: u32,
 }
 
-impl Driven<'_> {
+impl<'a> Driven<'a> {
     /// The largest MTU.
     pub(super) fn max_mtu(&self) -> u32 {
         self.fixed.max_mtu
+    }
+
+    /// The number of the control queue, if there is one.
+    pub(super) fn control_index(&self) -> Option<u16> {
+        self.control.as_ref().map(|queue| queue.index())
+    }
+
+    /// Receive queue `index` if it is not polled.
+    pub(super) fn idle_rx(&mut self, index: usize) -> Option<&mut Rx<'a>> {
+        self.rx.get_mut(index)?.as_mut()
     }
 
     /// Whether frames of that MTU can be received as things are.
@@ -116,6 +135,7 @@ impl Driven<'_> {
 pub(super) struct Recovery {
     count: u32,
     since: Option<Instant<Monotonic>>,
+    total: u64,
 }
 
 impl Recovery {
@@ -129,7 +149,13 @@ impl Recovery {
             self.count = 0;
         }
         self.count = self.count.saturating_add(1);
+        self.total = self.total.wrapping_add(1);
         self.count <= MAX_RECOVERIES
+    }
+
+    /// How many there have been in all.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 }
 
@@ -191,6 +217,7 @@ impl<'a> Nic<'a> {
             fixed,
             link,
             control: None,
+            rings: Rings::default(),
             rx: KVec::new(),
             running: 0,
             frame: dev.mtu().max(super::config::ETHERNET_MTU) + FRAME_OVERHEAD,
@@ -223,12 +250,15 @@ impl<'a> Nic<'a> {
             (true, 0) => Some(0),
             (true, others) => Some(1 + pair % others),
         };
+        let rings = self.ring_sizes(wishes)?;
+        let (rx_size, tx_size) = (rings.rx.try_into()?, rings.tx.try_into()?);
+        driven.rings = rings;
         for index in 0..pairs {
-            let rx = self.make_rx(index, driven.features, driven.frame, wishes.rx_size)?;
+            let rx = self.make_rx(index, driven.features, driven.frame, rx_size)?;
             let addresses = rx.queue.addresses();
             driven.rx.push(Some(rx), GFP_KERNEL)?;
             transport.enable_queue(rx_queue(index), &addresses, vector_of(index))?;
-            self.make_tx(index, driven.features, wishes.tx_size, vector_of(index))?;
+            self.make_tx(index, driven.features, tx_size, vector_of(index))?;
         }
         if driven.features.contains(features::CTRL_VQ) {
             driven.control = Some(self.make_control(driven.features, &driven.fixed)?);
@@ -244,10 +274,29 @@ impl<'a> Nic<'a> {
         best_size(max, wished).ok_or(EINVAL)
     }
 
-    fn make_rx(&self, index: u16, features: Features, frame: u32, wished: u16) -> Result<Rx<'a>> {
+    /// Sizes for the queues of all pairs: as wished, as far as the device can. No queue must be
+    /// enabled yet.
+    fn ring_sizes(&self, wishes: &Wishes) -> Result<Rings> {
+        let mut most = (MAX_QUEUE, MAX_QUEUE);
+        for index in 0..u16::try_from(self.pairs.len())? {
+            most.0 = most.0.min(self.queue_size(rx_queue(index), 0)?);
+            most.1 = most.1.min(self.queue_size(tx_queue(index), 0)?);
+        }
+        let size = |max: u16, wished: u16| match wished {
+            0 => max,
+            wished => wished.min(max),
+        };
+        Ok(Rings {
+            rx: size(most.0, wishes.rx_size).into(),
+            rx_max: most.0.into(),
+            tx: size(most.1, wishes.tx_size).into(),
+            tx_max: most.1.into(),
+        })
+    }
+
+    fn make_rx(&self, index: u16, features: Features, frame: u32, size: u16) -> Result<Rx<'a>> {
         let dev = self.pdev.as_ref();
         let number = rx_queue(index);
-        let size = self.queue_size(number, wished)?;
         let mergeable = features.contains(features::MRG_RXBUF);
         let order = if mergeable {
             0
@@ -261,10 +310,9 @@ impl<'a> Nic<'a> {
         Ok(Rx::new(queue, pool, doorbell, mergeable))
     }
 
-    fn make_tx(&self, index: u16, features: Features, wished: u16, vector: Option<u16>) -> Result {
+    fn make_tx(&self, index: u16, features: Features, size: u16, vector: Option<u16>) -> Result {
         let dev = self.pdev.as_ref();
         let number = tx_queue(index);
-        let size = self.queue_size(number, wished)?;
         // CAST: Some twenty.
         let segments = MAX_SEGMENTS as u16;
         let queue = Virtqueue::with_tables(dev, number, size, features, segments)?;
@@ -403,6 +451,13 @@ impl<'a> Nic<'a> {
                 *slot = rx;
             }
             let _ = pair.tx.disable();
+        }
+        let start = Instant::<Monotonic>::now();
+        for pair in self.pairs.iter().take(driven.running.into()) {
+            // What is sent a little later is freed when it is looked after again.
+            while !pair.tx.handler().reclaim() && start.elapsed() < SETTLE {
+                fsleep(SETTLE_STEP);
+            }
         }
         driven.running = 0;
     }

@@ -10,6 +10,7 @@
 
 mod config;
 mod control;
+mod ethtool;
 mod features;
 mod header;
 mod interrupts;

@@ -5,6 +5,7 @@
 use super::{
     config,
     control,
+    ethtool::Messages,
     features,
     lifecycle::Driven,
     rx::RxPoll,
@@ -18,6 +19,7 @@ use super::{
 use crate::{
     net::{
         self,
+        ethtool::LinkSettings,
         Address,
         Addresses,
         BaseStats,
@@ -70,6 +72,8 @@ pub(super) struct Wishes {
     /// Descriptors in each queue; 0: as many as the device thinks best.
     pub(super) rx_size: u16,
     pub(super) tx_size: u16,
+    /// What the user says of the link.
+    pub(super) link: Option<LinkSettings>,
 }
 
 /// What only one context at a time may do.
@@ -89,6 +93,7 @@ pub(crate) struct Nic<'a> {
     pub(super) pairs: KVec<Pair<'a>>,
     #[pin]
     pub(super) control: Mutex<Control<'a>>,
+    pub(super) messages: Messages,
 }
 
 impl<'a> Nic<'a> {
@@ -134,6 +139,7 @@ impl<'a> Nic<'a> {
                 features: net::Features::NONE,
                 rx_size: 0,
                 tx_size: 0,
+                link: None,
             },
             driven: None,
             recovery: Default::default(),
@@ -143,6 +149,7 @@ impl<'a> Nic<'a> {
             transport,
             pairs: list,
             control <- new_mutex!(control, "ferronic::control"),
+            messages: Messages::new(),
         }? Error))
     }
 
@@ -158,6 +165,7 @@ impl<'a> Nic<'a> {
             driven.max_mtu(),
             config::ETHERNET_MTU.min(driven.max_mtu()),
         );
+        dev.set_ethtool_ops();
         dev.set_headroom(super::header::LENGTH as u16);
         match fixed.address {
             Some(address) => dev.set_address(&address),
@@ -315,9 +323,19 @@ impl<'a> Nic<'a> {
             dev.schedule_work_in(Work::CONFIG, 10);
             return;
         };
-        driven.link = link;
+        let before = core::mem::replace(&mut driven.link, link);
+        if (before.speed, before.full_duplex) != (link.speed, link.full_duplex) {
+            control.wishes.link = None;
+        }
         if link.up != dev.has_carrier() && control.wishes.open {
             dev.set_carrier(link.up);
+            if self.messages.link() {
+                dev_info!(
+                    self.pdev,
+                    "link is {}\n",
+                    if link.up { "up" } else { "down" }
+                );
+            }
         }
         if link.announce {
             dev.notify_peers();
@@ -353,6 +371,9 @@ impl<'a> Operations for Nic<'a> {
         dev.set_carrier(link.up);
         // It may have changed before `open` was set.
         dev.schedule_work(Work::CONFIG);
+        if self.messages.ifup() {
+            dev_info!(self.pdev, "up, pairs of queues: {}\n", control.wishes.pairs);
+        }
         Ok(())
     }
 
@@ -361,6 +382,9 @@ impl<'a> Operations for Nic<'a> {
         control.wishes.open = false;
         self.stop_queues(dev, &mut control);
         dev.set_carrier(false);
+        if self.messages.ifdown() {
+            dev_info!(self.pdev, "down\n");
+        }
     }
 
     #[inline]

@@ -318,6 +318,28 @@ impl<'a> Rx<'a> {
         Outcome::Packet(0)
     }
 
+    /// Takes the next frame while polling is off, and drops it. `None` if none has come, or one of
+    /// another type; else whether it is `frame`.
+    pub(super) fn look_for<const N: usize>(&mut self, frame: &[u8; N]) -> Option<bool> {
+        let used = self.queue.pop().ok()??;
+        let (buffer, len) = (used.token, used.len);
+        self.pool.sync_for_cpu(&buffer, HEADROOM, len);
+        let received = header::decode(buffer.read(HEADROOM));
+        let octets: [u8; N] = buffer.read(HEADROOM + HEADER);
+        drop(buffer);
+        if self.mergeable {
+            for _ in 1..received.num_buffers {
+                let _ = self.queue.pop().ok()??;
+            }
+        }
+        // Both addresses and the type.
+        let head = ..ETHERNET_HEADER as usize;
+        if octets.get(head) != frame.get(head) {
+            return None;
+        }
+        Some(octets == *frame && len as usize == N + header::LENGTH)
+    }
+
     /// What the device did wrong, if it did.
     pub(super) fn broken(&self) -> Option<Broken> {
         self.queue.broken()

@@ -32,6 +32,8 @@ pub(super) struct RxStats {
     pub(super) large_bytes: Counter,
     /// Notifications of the device.
     pub(super) kicks: Counter,
+    /// Interrupts, which are those of the transmit queue, too. Written where they are handled.
+    pub(super) interrupts: Counter,
     /// The device broke the rules of the queue.
     pub(super) broken: Counter,
 }
@@ -64,6 +66,24 @@ pub(super) struct TxStats {
 }
 
 impl RxStats {
+    /// All, with their names.
+    pub(super) fn named(&self) -> [(&'static str, &Counter); 12] {
+        [
+            ("packets", &self.packets),
+            ("bytes", &self.bytes),
+            ("drops", &self.drops),
+            ("alloc_fail", &self.alloc_fail),
+            ("length_errors", &self.length_errors),
+            ("header_errors", &self.header_errors),
+            ("csum_unnecessary", &self.csum_unnecessary),
+            ("hw_gro_packets", &self.large_packets),
+            ("hw_gro_bytes", &self.large_bytes),
+            ("kicks", &self.kicks),
+            ("interrupts", &self.interrupts),
+            ("broken", &self.broken),
+        ]
+    }
+
     /// Adds all to the device's.
     pub(super) fn add_to(&self, stats: &mut DeviceStats) {
         let lengths = self.length_errors.get();
@@ -93,6 +113,23 @@ impl RxStats {
 }
 
 impl TxStats {
+    /// All, with their names.
+    pub(super) fn named(&self) -> [(&'static str, &Counter); 11] {
+        [
+            ("packets", &self.packets),
+            ("bytes", &self.bytes),
+            ("drops", &self.drops),
+            ("needs_csum", &self.needs_csum),
+            ("hw_gso_packets", &self.large_packets),
+            ("hw_gso_bytes", &self.large_bytes),
+            ("stops", &self.stops),
+            ("wakes", &self.wakes),
+            ("kicks", &self.kicks),
+            ("timeouts", &self.timeouts),
+            ("broken", &self.broken),
+        ]
+    }
+
     /// Adds all to the device's.
     pub(super) fn add_to(&self, stats: &mut DeviceStats) {
         stats.tx_packets += self.packets.get();

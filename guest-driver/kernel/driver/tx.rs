@@ -39,6 +39,7 @@ use crate::{
         MAX_SEGMENTS, //
     },
     virtio::{
+        Broken,
         Doorbell,
         Segment,
         Virtqueue, //
@@ -172,25 +173,8 @@ impl<'a> Tx<'a> {
         control: TxControl<'_>,
         context: PollContext<'_>,
         stats: &TxStats,
-    ) -> Result<u32, crate::virtio::Broken> {
-        let (mut packets, mut octets) = (0u32, 0u32);
-        let mut result = Ok(());
-        loop {
-            match self.queue.pop() {
-                Ok(Some(used)) => {
-                    let (skb, maps) = used.token.finish();
-                    packets = packets.wrapping_add(1);
-                    octets = octets.wrapping_add(skb.len());
-                    skb.consume(context);
-                    self.keep(maps);
-                }
-                Ok(None) => break,
-                Err(broken) => {
-                    result = Err(broken);
-                    break;
-                }
-            }
-        }
+    ) -> Result<u32, Broken> {
+        let (packets, octets, result) = self.take_back(|skb| skb.consume(context));
         if packets > 0 {
             stats.packets.add(packets.into());
             stats.bytes.add(octets.into());
@@ -201,6 +185,25 @@ impl<'a> Tx<'a> {
             }
         }
         result.map(|()| packets)
+    }
+
+    /// Takes back what the device has sent. Returns how many packets, and their octets.
+    #[inline]
+    fn take_back(&mut self, mut consume: impl FnMut(SkBuff)) -> (u32, u32, Result<(), Broken>) {
+        let (mut packets, mut octets) = (0u32, 0u32);
+        loop {
+            match self.queue.pop() {
+                Ok(Some(used)) => {
+                    let (skb, maps) = used.token.finish();
+                    packets = packets.wrapping_add(1);
+                    octets = octets.wrapping_add(skb.len());
+                    consume(skb);
+                    self.keep(maps);
+                }
+                Ok(None) => return (packets, octets, Ok(())),
+                Err(broken) => return (packets, octets, Err(broken)),
+            }
+        }
     }
 
     /// Asks for a callback. True if there are completions already.
@@ -275,6 +278,59 @@ impl<'a> TxPoll<'a> {
         }
     }
 
+    /// Asks for an interrupt when the next packet was sent. Otherwise none may come, if that is
+    /// seen to have happened right after the packet was given to the device. In process context.
+    pub(super) fn arm_ahead(&self) {
+        let mut guard = self.cell.lock_bh();
+        if let Some((tx, _control)) = guard.split() {
+            tx.armed = true;
+            self.busy.store(true, Relaxed);
+            let _ = tx.queue.enable_callback();
+        }
+    }
+
+    /// Looks after completions while sending and polling are off. Returns whether nothing is left
+    /// to be looked after. In process context.
+    pub(super) fn reclaim(&self) -> bool {
+        let mut guard = self.cell.lock_bh();
+        let Some((tx, control)) = guard.split() else {
+            return true;
+        };
+        let (packets, octets, result) = tx.take_back(SkBuff::consume_any);
+        if packets > 0 {
+            self.stats.packets.add(packets.into());
+            self.stats.bytes.add(octets.into());
+            control.completed(packets, octets);
+        }
+        let empty = tx.queue.outstanding() == 0;
+        if empty {
+            tx.armed = false;
+            self.busy.store(false, Relaxed);
+        }
+        // Nothing more comes of a queue that is broken.
+        empty || result.is_err()
+    }
+
+    /// Sends a packet while sending and polling are off. False if it cannot be sent, or others
+    /// are on their way. In process context.
+    pub(super) fn send_alone(&self, skb: SkBuff) -> bool {
+        let mut guard = self.cell.lock_bh();
+        let Some((tx, control)) = guard.split() else {
+            return false;
+        };
+        if tx.queue.outstanding() != 0 {
+            return false;
+        }
+        let len = skb.len();
+        if !tx.give(skb, &self.stats) {
+            return false;
+        }
+        // Completions are told to the core, so this has to be, too.
+        control.sent(len);
+        tx.publish(&self.stats);
+        true
+    }
+
     /// Looks after completions where the receive queue of the pair is polled.
     #[inline]
     pub(super) fn clean_along(&self, napi: &Napi<Self>, context: PollContext<'_>) {
@@ -315,7 +371,7 @@ impl<'a> TxPoll<'a> {
     }
 
     #[cold]
-    fn report(&self, broken: crate::virtio::Broken) {
+    fn report(&self, broken: Broken) {
         self.stats.broken.add(1);
         super::report_broken(self.pdev, "transmit", self.index, Some(broken));
         self.dev.schedule_work(Work::RESET);

@@ -5,6 +5,8 @@
 //! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
 
 use super::{
+    Device,
+    Operations,
     PollContext,
     PoolBuffer, //
 };
@@ -135,6 +137,27 @@ impl SkBuff {
         // SAFETY: By the type invariant; it is given away. The context shows that a budget other
         // than 0 is that of a poll function.
         unsafe { bindings::ferronic_skb_free(self.into_raw(), budget) };
+    }
+
+    /// A frame with these octets, to be sent. May sleep.
+    pub(crate) fn from_octets<T: Operations>(dev: &Device<T>, octets: &[u8]) -> Result<Self> {
+        let len = u32::try_from(octets.len())?;
+        // SAFETY: The octets are there; `dev` is a net device.
+        let raw = unsafe { bindings::ferronic_skb_alloc(dev.raw(), octets.as_ptr().cast(), len) };
+        // INVARIANT: A new packet.
+        NonNull::new(raw).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Has the networking core send it, through the queueing discipline. In process context.
+    pub(crate) fn queue_xmit(self) {
+        // SAFETY: By the type invariant; it is given away.
+        unsafe { bindings::ferronic_skb_queue_xmit(self.into_raw()) };
+    }
+
+    /// Frees it after it was sent, in any context.
+    pub(crate) fn consume_any(self) {
+        // SAFETY: By the type invariant; it is given away. 0 stands for any context.
+        unsafe { bindings::ferronic_skb_free(self.into_raw(), 0) };
     }
 
     /// Prepares it for the device with `header` before it. Returns its pieces' number.

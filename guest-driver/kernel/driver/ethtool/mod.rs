@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What ethtool shows of the card and changes on it.
+//!
+//! All of it is called with RTNL held, so that nothing else changes the card meanwhile but the
+//! device itself.
+
+mod coalesce;
+mod messages;
+mod registers;
+mod self_test;
+mod statistics;
+
+pub(super) use messages::Messages;
+
+use super::nic::Nic;
+use crate::{
+    net::{
+        ethtool::{
+            Channels,
+            Coalesce,
+            CoalesceParameters,
+            Ethtool,
+            ExtAck,
+            LinkSettings,
+            Rings,
+            Statistics,
+            TestResult, //
+        },
+        Device, //
+    },
+    virtio::best_size, //
+};
+use kernel::prelude::*;
+
+/// The smallest ring. A packet of 64 KiB takes up to 18 descriptors when sent, and 33 buffers of
+/// the smallest kind when received.
+const MIN_RING: u32 = 64;
+
+#[vtable]
+impl Ethtool for Nic<'_> {
+    const COALESCE_PARAMETERS: CoalesceParameters =
+        CoalesceParameters::USECS.with(CoalesceParameters::FRAMES);
+    const REGS_VERSION: u32 = registers::VERSION;
+    const SELF_TESTS: &'static [&'static str] = &self_test::NAMES;
+
+    fn get_msglevel(&self, _dev: &Device<Self>) -> u32 {
+        self.messages.level()
+    }
+
+    fn set_msglevel(&self, _dev: &Device<Self>, level: u32) {
+        self.messages.set_level(level);
+    }
+
+    fn get_link_ksettings(&self, _dev: &Device<Self>) -> Result<LinkSettings> {
+        let control = self.control.lock();
+        let link = control.driven.as_ref().ok_or(ENODEV)?.link;
+        Ok(control.wishes.link.unwrap_or(LinkSettings {
+            speed: link.speed,
+            full_duplex: link.full_duplex,
+        }))
+    }
+
+    /// Holds until the device says something else.
+    fn set_link_ksettings(&self, _dev: &Device<Self>, settings: LinkSettings) -> Result {
+        self.control.lock().wishes.link = Some(settings);
+        Ok(())
+    }
+
+    fn get_ringparam(&self, _dev: &Device<Self>) -> Rings {
+        let control = self.control.lock();
+        control
+            .driven
+            .as_ref()
+            .map_or(Rings::default(), |d| d.rings)
+    }
+
+    /// Rings are made anew: what is on its way is lost.
+    fn set_ringparam(&self, dev: &Device<Self>, rx: u32, tx: u32, ack: ExtAck<'_>) -> Result {
+        let rings = self.get_ringparam(dev);
+        let possible = |size: u32, max: u32| -> Option<u16> {
+            let size = u16::try_from(size).ok()?;
+            (best_size(max.try_into().ok()?, size) == Some(size)).then_some(size)
+        };
+        let (Some(rx), Some(tx)) = (possible(rx, rings.rx_max), possible(tx, rings.tx_max)) else {
+            return Err(ack.refuse(EINVAL, c"the number of descriptors must be a power of two"));
+        };
+        let enough = |size: u16, max: u32| u32::from(size) >= MIN_RING.min(max);
+        if !enough(rx, rings.rx_max) || !enough(tx, rings.tx_max) {
+            return Err(ack.refuse(
+                EINVAL,
+                c"a large packet would not fit into so few descriptors",
+            ));
+        }
+        if (rx.into(), tx.into()) == (rings.rx, rings.tx) {
+            return Ok(());
+        }
+        self.set_queue_sizes(dev, rx, tx)
+    }
+
+    fn get_channels(&self, _dev: &Device<Self>) -> Channels {
+        let control = self.control.lock();
+        let combined_max = control
+            .driven
+            .as_ref()
+            .map_or(0, |driven| self.default_pairs(driven).into());
+        Channels {
+            combined: control.wishes.pairs.into(),
+            combined_max,
+        }
+    }
+
+    fn set_channels(&self, dev: &Device<Self>, combined: u32) -> Result {
+        self.set_pairs(dev, combined.try_into()?)
+    }
+
+    fn get_coalesce(&self, _dev: &Device<Self>) -> Result<Coalesce> {
+        self.coalesce()
+    }
+
+    fn set_coalesce(&self, dev: &Device<Self>, coalesce: Coalesce, ack: ExtAck<'_>) -> Result {
+        self.change_coalesce(dev, coalesce, ack)
+    }
+
+    fn get_ethtool_stats(&self, _dev: &Device<Self>, list: &mut Statistics<'_>) {
+        self.tell_statistics(list);
+    }
+
+    fn get_regs_len(&self, _dev: &Device<Self>) -> u32 {
+        self.registers_len()
+    }
+
+    fn get_regs(&self, _dev: &Device<Self>, dump: &mut [u8]) {
+        self.dump_registers(dump);
+    }
+
+    fn self_test(&self, dev: &Device<Self>, offline: bool, results: &mut [TestResult]) {
+        self.test(dev, offline, results);
+    }
+}
