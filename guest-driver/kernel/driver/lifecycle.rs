@@ -307,7 +307,7 @@ impl<'a> Nic<'a> {
         let pool = PagePool::new(dev, &pair.rx, index.into(), order, size.into())?;
         let queue = Virtqueue::new(dev, number, size, features)?;
         let doorbell = self.transport.doorbell(number)?;
-        Ok(Rx::new(queue, pool, doorbell, mergeable))
+        Ok(Rx::new(queue, pool, doorbell, features))
     }
 
     fn make_tx(&self, index: u16, features: Features, size: u16, vector: Option<u16>) -> Result {

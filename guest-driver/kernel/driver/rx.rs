@@ -20,6 +20,7 @@
 //! pages while large packets come. Without, each is as large as the largest frame.
 
 use super::{
+    features,
     header,
     nic::Nic,
     stats::RxStats,
@@ -42,6 +43,7 @@ use crate::{
     virtio::{
         Broken,
         Doorbell,
+        Features,
         Segment,
         Virtqueue, //
     }, //
@@ -77,6 +79,8 @@ pub(super) struct Rx<'a> {
     doorbell: Doorbell<'a>,
     /// Packets may be in several buffers.
     mergeable: bool,
+    /// Headers may say something of checksums and sizes of segments.
+    offloads: bool,
     /// The size of buffers that are added now.
     size: u32,
     /// Average length of a packet, of late.
@@ -96,13 +100,14 @@ enum Outcome {
 }
 
 impl<'a> Rx<'a> {
-    /// A queue without buffers. `size` is that of buffers; if they are mergeable, to begin with.
+    /// A queue without buffers, with what was agreed on.
     pub(super) fn new(
         queue: Virtqueue<PoolBuffer>,
         pool: PagePool,
         doorbell: Doorbell<'a>,
-        mergeable: bool,
+        features: Features,
     ) -> Self {
+        let mergeable = features.contains(features::MRG_RXBUF);
         let size = if mergeable { SMALL } else { pool.page_size() };
         let refill_at = (queue.size() / 8).clamp(1, 32);
         Self {
@@ -110,6 +115,7 @@ impl<'a> Rx<'a> {
             pool,
             doorbell,
             mergeable,
+            offloads: features.contains(features::GUEST_CSUM),
             size,
             average: 0,
             refill_at,
@@ -246,7 +252,9 @@ impl<'a> Rx<'a> {
         };
         let len = skb.len();
         let offload = received.offload;
-        if offload.flags | offload.gso_type != 0 && !Self::apply(&mut skb, offload, stats) {
+        // What was not agreed on is not looked at (5.1.6.4.2).
+        let says_something = self.offloads && offload.flags | offload.gso_type != 0;
+        if says_something && !Self::apply(&mut skb, offload, stats) {
             return Outcome::Packet(0);
         }
         skb.receive(index, context);
@@ -282,6 +290,7 @@ impl<'a> Rx<'a> {
     ) -> Result<Option<SkBuff>, Outcome> {
         let mut frame = skb.as_ref().map_or(0, SkBuff::len);
         let mut packet = skb.map(Growing::from);
+        let mut nonsense = false;
         for _ in 0..more {
             let used = match self.queue.pop() {
                 Ok(Some(used)) => used,
@@ -294,8 +303,10 @@ impl<'a> Rx<'a> {
             };
             self.pool.sync_for_cpu(&used.token, HEADROOM, used.len);
             frame = frame.saturating_add(used.len);
+            // A fragment of no length is nothing that the rest of the kernel expects.
+            let sane = used.len > 0 && frame <= MAX_FRAME;
             let rest = match &mut packet {
-                Some(packet) if frame <= MAX_FRAME => packet.add(used.token, HEADROOM, used.len),
+                Some(packet) if sane => packet.add(used.token, HEADROOM, used.len),
                 _ => Err(used.token),
             };
             if let Err(buffer) = rest {
@@ -303,8 +314,9 @@ impl<'a> Rx<'a> {
                 packet = None;
                 self.pool.recycle(buffer);
             }
+            nonsense |= !sane;
         }
-        if frame > MAX_FRAME {
+        if nonsense {
             stats.length_errors.add(1);
         }
         Ok(packet.map(Growing::finish))
