@@ -65,6 +65,9 @@ const MAX_FRAME: u32 = 65535 + 64;
 const ETHERNET_HEADER: u32 = 14;
 /// The buffers for single frames of an ordinary MTU: two in a page.
 const SMALL: u32 = 2048;
+/// The smallest queue that the largest packet fits into in small buffers: one of fewer gets pages,
+/// or a device that waits for room would wait for ever.
+const SMALL_QUEUE: u16 = 64;
 /// The header's length, as a number of octets in a buffer.
 const HEADER: u32 = header::LENGTH as u32;
 
@@ -108,7 +111,11 @@ impl<'a> Rx<'a> {
         features: Features,
     ) -> Self {
         let mergeable = features.contains(features::MRG_RXBUF);
-        let size = if mergeable { SMALL } else { pool.page_size() };
+        let size = if mergeable && queue.size() >= SMALL_QUEUE {
+            SMALL
+        } else {
+            pool.page_size()
+        };
         let refill_at = (queue.size() / 8).clamp(1, 32);
         Self {
             queue,
@@ -196,7 +203,7 @@ impl<'a> Rx<'a> {
     fn adapt(&mut self, len: u32) {
         // Moves by a quarter of the difference each time.
         self.average = self.average.saturating_sub(self.average / 4) + len / 4;
-        let fits = self.average <= SMALL - OVERHEAD;
+        let fits = self.average <= SMALL - OVERHEAD && self.queue.size() >= SMALL_QUEUE;
         self.size = if fits { SMALL } else { self.pool.page_size() };
     }
 

@@ -182,7 +182,7 @@ impl<T: Operations> VTable<T> {
         // lock it holds until this returns.
         let (skb, mut queue) = unsafe {
             let index = bindings::ferronic_skb_queue(skb);
-            let queue = bindings::ferronic_txq(raw, index);
+            let queue = (*raw)._tx.add(index as usize);
             (
                 SkBuff::from_raw(NonNull::new_unchecked(skb)),
                 XmitQueue::new(NonNull::new_unchecked(queue), index),
