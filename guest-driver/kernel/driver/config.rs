@@ -2,7 +2,10 @@
 
 //! The device's configuration (VIRTIO 1.3, 5.1.4): `struct virtio_net_config`.
 
-use super::features;
+use super::{
+    features,
+    rss::HashTypes, //
+};
 use crate::{
     net::Address,
     virtio::{
@@ -20,6 +23,9 @@ mod field {
     pub(super) const MTU: usize = 10;
     pub(super) const SPEED: usize = 12;
     pub(super) const DUPLEX: usize = 16;
+    pub(super) const RSS_MAX_KEY_SIZE: usize = 17;
+    pub(super) const RSS_MAX_INDIRECTION_TABLE_LENGTH: usize = 18;
+    pub(super) const SUPPORTED_HASH_TYPES: usize = 20;
 }
 
 /// VIRTIO_NET_S_LINK_UP.
@@ -37,6 +43,35 @@ pub(super) const ETHERNET_MTU: u32 = 1500;
 /// The largest number of pairs that MQ can have (5.1.6.5.5).
 const MAX_PAIRS: u16 = 0x8000;
 
+/// The smallest key that a device has to take for hashes (5.1.4.2).
+const MIN_RSS_KEY: u8 = 40;
+
+/// What a device can that spreads packets by hashes of their flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RssLimits {
+    /// Octets of the longest key.
+    pub(super) key: u8,
+    /// Entries in the longest table.
+    pub(super) table: u16,
+    /// Types of hashes.
+    pub(super) types: HashTypes,
+}
+
+impl RssLimits {
+    /// Reads it. `EINVAL` if it makes no sense.
+    fn read(transport: &Transport<'_>) -> Result<Self> {
+        let limits = Self {
+            key: transport.read_config(field::RSS_MAX_KEY_SIZE)?,
+            table: transport.read_config(field::RSS_MAX_INDIRECTION_TABLE_LENGTH)?,
+            types: HashTypes::from_device(transport.read_config(field::SUPPORTED_HASH_TYPES)?),
+        };
+        if limits.key < MIN_RSS_KEY || limits.table == 0 {
+            return Err(EINVAL);
+        }
+        Ok(limits)
+    }
+}
+
 /// What does not change while the device is driven.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fixed {
@@ -46,12 +81,14 @@ pub(super) struct Fixed {
     pub(super) max_pairs: u16,
     /// The largest MTU.
     pub(super) max_mtu: u32,
+    /// What it can do by hashes of flows.
+    pub(super) rss: Option<RssLimits>,
 }
 
 impl Fixed {
     /// Reads it, as far as `accepted` says that it is there. `EINVAL` if it makes no sense.
     pub(super) fn read(transport: &Transport<'_>, accepted: Features) -> Result<Self> {
-        let max_pairs = if accepted.contains(features::MQ) {
+        let max_pairs = if accepted.intersects(features::MQ | features::RSS) {
             transport.read_config::<u16>(field::MAX_VIRTQUEUE_PAIRS)?
         } else {
             1
@@ -72,11 +109,17 @@ impl Fixed {
         } else {
             None
         };
+        let rss = if accepted.contains(features::RSS) {
+            Some(RssLimits::read(transport)?)
+        } else {
+            None
+        };
         Ok(Self {
             // Multicast, or none: not an address of a device.
             address: address.filter(|address| address[0] & 1 == 0 && *address != [0; 6]),
             max_pairs,
             max_mtu,
+            rss,
         })
     }
 }

@@ -63,6 +63,8 @@ pub(super) const VLAN_DEL: Command = Command(2, 1);
 pub(super) const ANNOUNCE_ACK: Command = Command(3, 0);
 /// VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET.
 pub(super) const MQ_PAIRS_SET: Command = Command(4, 0);
+/// VIRTIO_NET_CTRL_MQ_RSS_CONFIG.
+pub(super) const MQ_RSS_CONFIG: Command = Command(4, 1);
 /// VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET.
 pub(super) const GUEST_OFFLOADS_SET: Command = Command(5, 0);
 

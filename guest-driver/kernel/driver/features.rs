@@ -55,6 +55,8 @@ pub(super) const GUEST_USO4: Features = Features::bit::<54>();
 pub(super) const GUEST_USO6: Features = Features::bit::<55>();
 /// The device takes large UDP packets.
 pub(super) const HOST_USO: Features = Features::bit::<56>();
+/// The device can choose receive queues by hashes of flows.
+pub(super) const RSS: Features = Features::bit::<60>();
 /// The device says how fast the link is.
 pub(super) const SPEED_DUPLEX: Features = Features::bit::<63>();
 
@@ -84,6 +86,7 @@ pub(super) const WANTED: Features = CSUM
     .with(GUEST_ANNOUNCE)
     .with(MQ)
     .with(CTRL_MAC_ADDR)
+    .with(RSS)
     .with(SPEED_DUPLEX)
     .with(Features::INDIRECT_DESC)
     .with(Features::EVENT_IDX)
@@ -112,6 +115,7 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
     Requirement::new(GUEST_ANNOUNCE, CTRL_VQ),
     Requirement::new(GUEST_ANNOUNCE, STATUS),
     Requirement::new(MQ, CTRL_VQ),
+    Requirement::new(RSS, CTRL_VQ),
     Requirement::new(CTRL_MAC_ADDR, CTRL_VQ),
 ];
 

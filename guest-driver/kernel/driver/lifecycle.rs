@@ -336,7 +336,7 @@ impl<'a> Nic<'a> {
 
     fn make_control(&self, features: Features, fixed: &Fixed) -> Result<ControlQueue<'a>> {
         let dev = self.pdev.as_ref();
-        let number = control_queue(if features.contains(features::MQ) {
+        let number = control_queue(if features.intersects(features::MQ | features::RSS) {
             fixed.max_pairs
         } else {
             1
@@ -427,7 +427,8 @@ impl<'a> Nic<'a> {
             pair.rx.schedule();
         }
         dev.set_xps(pairs.into());
-        for pair in self.pairs.iter().take(pairs.into()) {
+        // Those that are not used, too: the watchdog minds queues that are stopped.
+        for pair in &self.pairs {
             let guard = pair.tx.handler().cell.lock_bh();
             guard.control().wake();
         }
@@ -558,6 +559,9 @@ impl<'a> Nic<'a> {
         }
         let mut change = |pairs: u16| -> Result {
             control.wishes.pairs = pairs;
+            if let Some(rss) = &mut control.wishes.rss {
+                rss.set_pairs(pairs);
+            }
             self.tell_pairs(&mut control)?;
             dev.set_queue_pairs(pairs.into())
         };

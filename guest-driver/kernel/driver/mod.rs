@@ -16,6 +16,7 @@ mod header;
 mod interrupts;
 mod lifecycle;
 mod nic;
+mod rss;
 mod rx;
 mod stats;
 mod tx;

@@ -8,6 +8,7 @@ use super::{
     ethtool::Messages,
     features,
     lifecycle::Driven,
+    rss::Rss,
     rx::RxPoll,
     stats::{
         RxStats,
@@ -72,6 +73,8 @@ pub(super) struct Wishes {
     /// Descriptors in each queue; 0: as many as the device thinks best.
     pub(super) rx_size: u16,
     pub(super) tx_size: u16,
+    /// How received packets are spread over queues, where the device lets us choose.
+    pub(super) rss: Option<Rss>,
     /// What the user says of the link.
     pub(super) link: Option<LinkSettings>,
 }
@@ -139,6 +142,7 @@ impl<'a> Nic<'a> {
                 features: net::Features::NONE,
                 rx_size: 0,
                 tx_size: 0,
+                rss: None,
                 link: None,
             },
             driven: None,
@@ -174,6 +178,10 @@ impl<'a> Nic<'a> {
         let pairs = self.default_pairs(&driven);
         control.wishes.features = netdev.on;
         control.wishes.pairs = pairs;
+        control.wishes.rss = fixed
+            .rss
+            .map(|limits| Rss::new(limits, pairs))
+            .transpose()?;
         control.driven = Some(driven);
         dev.set_queue_pairs(pairs.into())?;
         dev.set_carrier(false);
@@ -181,7 +189,17 @@ impl<'a> Nic<'a> {
             // The device has to know what it is called.
             let _ = self.tell_address(&mut control, &dev.address());
         }
-        self.tell_pairs(&mut control)
+        match self.tell_pairs(&mut control) {
+            Err(error) if error == EOPNOTSUPP && control.wishes.rss.is_some() => {
+                dev_warn!(
+                    self.pdev,
+                    "device refuses to spread packets by their hashes\n"
+                );
+                control.wishes.rss = None;
+                self.tell_pairs(&mut control)
+            }
+            result => result,
+        }
     }
 
     /// Sends a command with the device's control queue. `EOPNOTSUPP` if there is none.
@@ -219,14 +237,22 @@ impl<'a> Nic<'a> {
         config::write_address(&self.transport, *address)
     }
 
-    /// Tells the device how many pairs are used.
+    /// Tells the device how many pairs are used, and how received packets are spread over them.
     pub(super) fn tell_pairs(&self, control: &mut Control<'a>) -> Result {
         let driven = control.driven.as_ref().ok_or(ENODEV)?;
+        let pairs = control.wishes.pairs;
+        if let (Some(rss), Some(limits)) = (&control.wishes.rss, driven.fixed.rss) {
+            if rss.limits != limits {
+                // It was another when we looked at it first.
+                return Err(EINVAL);
+            }
+            let config = rss.encode(pairs)?;
+            return self.command(control, control::MQ_RSS_CONFIG, &config);
+        }
         if !driven.features.contains(features::MQ) {
             return Ok(());
         }
-        let pairs = control.wishes.pairs.to_le_bytes();
-        self.command(control, control::MQ_PAIRS_SET, &pairs)
+        self.command(control, control::MQ_PAIRS_SET, &pairs.to_le_bytes())
     }
 
     /// Tells the device which frames are wanted.

@@ -6,6 +6,7 @@
 //! device itself.
 
 mod coalesce;
+mod flow_hash;
 mod messages;
 mod registers;
 mod self_test;
@@ -22,8 +23,12 @@ use crate::{
             CoalesceParameters,
             Ethtool,
             ExtAck,
+            FlowHash,
+            FlowType,
+            HashFunction,
             LinkSettings,
             Rings,
+            RxfhChange,
             Statistics,
             TestResult, //
         },
@@ -136,5 +141,40 @@ impl Ethtool for Nic<'_> {
 
     fn self_test(&self, dev: &Device<Self>, offline: bool, results: &mut [TestResult]) {
         self.test(dev, offline, results);
+    }
+
+    fn get_rxfh_key_size(&self, _dev: &Device<Self>) -> u32 {
+        self.flow_hash_sizes().1
+    }
+
+    fn get_rxfh_indir_size(&self, _dev: &Device<Self>) -> u32 {
+        self.flow_hash_sizes().0
+    }
+
+    fn get_rxfh(
+        &self,
+        _dev: &Device<Self>,
+        table: &mut [u32],
+        key: &mut [u8],
+    ) -> Result<HashFunction> {
+        self.flow_hash(table, key)
+    }
+
+    fn set_rxfh(&self, dev: &Device<Self>, change: RxfhChange<'_>, ack: ExtAck<'_>) -> Result {
+        self.change_flow_hash(dev, change, ack)
+    }
+
+    fn get_rxfh_fields(&self, _dev: &Device<Self>, flow: FlowType) -> Result<FlowHash> {
+        self.flow_hash_fields(flow)
+    }
+
+    fn set_rxfh_fields(
+        &self,
+        dev: &Device<Self>,
+        flow: FlowType,
+        hash: FlowHash,
+        ack: ExtAck<'_>,
+    ) -> Result {
+        self.change_flow_hash_fields(dev, flow, hash, ack)
     }
 }

@@ -37,6 +37,16 @@ impl HashFunction {
     }
 }
 
+/// Fills a key with random octets: the same for all devices that ask, and longer keys begin with
+/// shorter ones. May sleep.
+pub(crate) fn fill_rss_key(key: &mut [u8]) {
+    /// NETDEV_RSS_KEY_LEN: so much there is.
+    const MOST: usize = 256;
+    let len = key.len().min(MOST);
+    // SAFETY: There is room for so many octets, which are not too many.
+    unsafe { bindings::netdev_rss_key_fill(key.as_mut_ptr().cast(), len) };
+}
+
 /// What to change; all else is to stay as it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RxfhChange<'a> {

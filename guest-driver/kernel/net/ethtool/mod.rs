@@ -13,6 +13,7 @@ mod strings;
 mod vtable;
 
 pub(crate) use flow_hash::{
+    fill_rss_key,
     FlowHash,
     FlowType,
     HashFunction,
