@@ -23,7 +23,8 @@ use ferronic::nic::{Nic, NicConfig};
 use ferronic::ring::memory::MemoryMap;
 use ferronic::ring::piece_list::PieceList;
 use ferronic::ring::pieces::{Pieces, PiecesMut};
-use ferronic::ring::split::{Direction, Layout, SplitRing};
+use ferronic::ring::split::SplitRing;
+use ferronic::ring::virtqueue::{Direction, Layout, Start};
 use ferronic::uplink::{Negotiated, Received, Sent, Uplink, UplinkQueue};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -201,7 +202,7 @@ impl Worker {
         let setup = RingSetup {
             map: ring.map.clone(),
             layout: ring.layout,
-            next_avail: 0,
+            start: Start::At(0),
             kick: Some(kick.try_clone().unwrap()),
             call: Some(call.try_clone().unwrap()),
         };

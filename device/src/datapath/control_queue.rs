@@ -1,23 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The control queue (VIRTIO 1.3, 5.1.6.5), on a thread of its own.
 //!
-//! Commands are rare, so the ring is virtio-queue's. Each is copied out whole before it is looked
-//! at: the driver cannot change it under the device's eyes. The acknowledgement is the first
-//! writable octet. Locks are taken in the order control queue, driver's state, pair.
+//! Each command is copied out whole before it is looked at: the driver cannot change it under the
+//! device's eyes. The acknowledgement is the first writable octet. Locks are taken in the order
+//! control queue, driver's state, pair.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use rustix::event::epoll::{Event, EventFlags};
-use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::nic::control::VIRTIO_NET_ERR;
-use crate::ring::memory::MemoryMap;
-use crate::ring::split::{MAX_SIZE, RingError};
+use crate::ring::piece_list::PieceList;
+use crate::ring::virtqueue::{Ring, RingError};
 
 use super::agreement::Agreement;
 use super::notify::Interrupt;
@@ -25,7 +22,7 @@ use super::wait_set::{Sleep, WaitSet};
 use super::{RingSetup, StartError, Turn};
 
 /// The longest command that is looked at: a MAC table far larger than the filter's.
-const MAX_COMMAND: u64 = 64 * 1024;
+const MAX_COMMAND: usize = 64 * 1024;
 /// Commands carried out before others get the lock.
 const BUDGET: usize = 64;
 const KICK: u64 = 1;
@@ -47,8 +44,10 @@ struct State {
 #[derive(Debug)]
 struct Active {
     index: usize,
-    map: Arc<MemoryMap>,
-    queue: Queue,
+    ring: Ring,
+    /// The readable and the writable part of the command at hand.
+    command: PieceList,
+    answer: PieceList,
     kick: Option<OwnedFd>,
     interrupt: Interrupt,
 }
@@ -63,8 +62,7 @@ impl ControlQueue {
     }
 
     /// Starts the ring, which has virtqueue index `index`.
-    pub fn start(&self, index: usize, setup: RingSetup) -> Result<(), StartError> {
-        let queue = queue(&setup).map_err(StartError::Ring)?;
+    pub fn start(&self, index: usize, ring: Ring, setup: RingSetup) -> Result<(), StartError> {
         let mut state = self.state.lock();
         self.retire(&mut state);
         if let Some(kick) = &setup.kick {
@@ -74,8 +72,9 @@ impl ControlQueue {
         }
         state.active = Some(Active {
             index,
-            map: setup.map,
-            queue,
+            ring,
+            command: PieceList::new(setup.map.clone()),
+            answer: PieceList::new(setup.map),
             kick: setup.kick,
             interrupt: Interrupt::new(setup.call),
         });
@@ -95,13 +94,13 @@ impl ControlQueue {
         self.retire(&mut state)
     }
 
-    /// Lets go of the ring; the available index to go on from.
+    /// Lets go of the ring; tells where it stands.
     fn retire(&self, state: &mut State) -> Option<u16> {
         let active = state.active.take()?;
         if let Some(kick) = &active.kick {
             self.wait.unwatch(kick.as_fd());
         }
-        Some(active.queue.next_avail())
+        Some(active.ring.next_avail())
     }
 
     /// Gives the ring another interrupt and raises it; gives `call` back if `index` is not ours.
@@ -172,83 +171,55 @@ impl ControlQueue {
     }
 }
 
-/// The ring as virtio-queue sees it.
-fn queue(setup: &RingSetup) -> Result<Queue, RingError> {
-    let layout = setup.layout;
-    let memory = setup.map.guest();
-    let bad_area = |area, addr| move |_| RingError::BadArea(area, addr);
-    let bad_size = |_| RingError::BadSize(layout.size);
-    let mut queue = Queue::new(MAX_SIZE).map_err(bad_size)?;
-    queue.try_set_size(layout.size).map_err(bad_size)?;
-    queue
-        .try_set_desc_table_address(GuestAddress(layout.desc))
-        .map_err(bad_area("descriptor table", layout.desc))?;
-    queue
-        .try_set_avail_ring_address(GuestAddress(layout.avail))
-        .map_err(bad_area("available ring", layout.avail))?;
-    queue
-        .try_set_used_ring_address(GuestAddress(layout.used))
-        .map_err(bad_area("used ring", layout.used))?;
-    queue.set_event_idx(layout.event_idx);
-    queue.set_next_avail(setup.next_avail);
-    let used = queue
-        .used_idx(memory, Ordering::Acquire)
-        .map_err(bad_area("used ring", layout.used))?;
-    queue.set_next_used(used.0);
-    queue.set_ready(true);
-    if queue.is_valid(memory) {
-        Ok(queue)
-    } else {
-        Err(RingError::BadArea("ring", layout.desc))
-    }
-}
-
 impl Active {
-    /// Carries out the commands that wait. An error means that the ring makes no sense: virtio-queue
-    /// would report chains that it cannot give out, for ever.
-    fn serve(&mut self, agreement: &Agreement) -> Result<Turn, QueueError> {
-        let map = self.map.clone();
-        let memory = map.guest();
+    /// Carries out the commands that wait. An error means that the ring makes no sense.
+    fn serve(&mut self, agreement: &Agreement) -> Result<Turn, RingError> {
         let mut turn = Turn::More;
         let mut used = false;
+        self.ring.disarm();
         for _ in 0..BUDGET {
-            let Some(chain) = self.queue.iter(memory)?.next() else {
-                if self.queue.enable_notification(memory)? {
+            self.command.truncate(0);
+            self.answer.truncate(0);
+            let chain = self.ring.pop_both(&mut self.command, &mut self.answer)?;
+            let Some(chain) = chain else {
+                if self.ring.arm()? {
                     continue;
                 }
                 turn = Turn::Waits;
                 break;
             };
-            let head = chain.head_index();
-            let written = answer(memory, chain, agreement).unwrap_or_else(|e| {
-                log::debug!("control queue: command without room for an answer: {e}");
-                0
-            });
-            self.queue.add_used(memory, head, written)?;
+            let written = match chain.len {
+                Some(_) => self.answer(agreement),
+                None => {
+                    log::debug!("control queue: a command that breaks the rules");
+                    0
+                }
+            };
+            self.ring.push(chain.head, written);
             used = true;
         }
-        if used && self.queue.needs_notification(memory)? {
+        self.ring.publish();
+        if used && self.ring.interrupt_wanted() == Some(true) {
             self.interrupt.signal();
         }
         Ok(turn)
     }
-}
 
-/// Reads one command, carries it out and writes the answer; tells how much was written.
-fn answer(
-    memory: &GuestMemoryMmap,
-    chain: DescriptorChain<&GuestMemoryMmap>,
-    agreement: &Agreement,
-) -> io::Result<u32> {
-    let mut writer = chain.clone().writer(memory).map_err(io::Error::other)?;
-    let mut command = Vec::new();
-    let ack = match chain.reader(memory) {
-        Ok(reader) => match reader.take(MAX_COMMAND).read_to_end(&mut command) {
-            Ok(_) => agreement.command(&command),
-            Err(_) => VIRTIO_NET_ERR,
-        },
-        Err(_) => VIRTIO_NET_ERR,
-    };
-    writer.write_all(&[ack])?;
-    Ok(1)
+    /// Carries out the command at hand and writes the answer; tells how much was written.
+    fn answer(&mut self, agreement: &Agreement) -> u32 {
+        if self.answer.is_empty() {
+            log::debug!("control queue: a command without room for an answer");
+            return 0;
+        }
+        let packet = self.command.packet();
+        let ack = if packet.len() <= MAX_COMMAND {
+            let mut command = vec![0; packet.len()];
+            packet.copy_to(0, &mut command);
+            agreement.command(&command)
+        } else {
+            VIRTIO_NET_ERR
+        };
+        self.answer.room().copy_from(0, &[ack]);
+        1
+    }
 }

@@ -20,7 +20,7 @@ use crate::nic::config_space::ConfigSpace;
 use crate::nic::control::DriverState;
 use crate::nic::features::{self, Features};
 use crate::ring::memory::MemoryMap;
-use crate::ring::split::{Layout, RingError, SplitRing};
+use crate::ring::virtqueue::{Layout, Ring, RingError, Start};
 use crate::uplink::{MAX_PACKET, Uplink};
 
 mod agreement;
@@ -68,8 +68,8 @@ pub struct RingSetup {
     pub map: Arc<MemoryMap>,
     /// Where the ring lies.
     pub layout: Layout,
-    /// The available index to go on from.
-    pub next_avail: u16,
+    /// Where it goes on.
+    pub start: Start,
     /// Becomes readable when the driver notifies; none for a driver that never does.
     pub kick: Option<OwnedFd>,
     /// Raises the queue's interrupt; none for a driver that only polls.
@@ -233,10 +233,15 @@ impl Dataplane {
     pub fn start_ring(&self, index: usize, setup: RingSetup) -> Result<(), StartError> {
         self.stop_ring(index);
         let features = self.agreement.features();
-        match self.role(index, features) {
-            Some(Role::Control) => self.control.start(index, setup),
-            Some(Role::Queue(pair, side)) => self.start_queue(pair, side, features, setup),
-            None => Err(StartError::NoSuchQueue(index)),
+        let Some(role) = self.role(index, features) else {
+            return Err(StartError::NoSuchQueue(index));
+        };
+        let packed = features.has(features::VIRTIO_F_RING_PACKED);
+        let ring =
+            Ring::new(packed, &setup.map, setup.layout, setup.start).map_err(StartError::Ring)?;
+        match role {
+            Role::Control => self.control.start(index, ring, setup),
+            Role::Queue(pair, side) => self.start_queue(pair, side, features, ring, setup),
         }
     }
 
@@ -245,14 +250,13 @@ impl Dataplane {
         pair_index: usize,
         side: Side,
         features: Features,
+        ring: Ring,
         setup: RingSetup,
     ) -> Result<(), StartError> {
         let index = queue_index(pair_index, side);
         let Some(pair) = self.agreement.pairs.get(pair_index) else {
             return Err(StartError::NoSuchQueue(index));
         };
-        let ring =
-            SplitRing::new(&setup.map, setup.layout, setup.next_avail).map_err(StartError::Ring)?;
         let interrupt = Interrupt::new(setup.call);
         let header_len = features.header_len();
         let mut state = pair.lock();
@@ -290,8 +294,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Stops the ring of virtqueue `index` and tells the available index to go on from; `None` when
-    /// it was not started or has broken since.
+    /// Stops the ring of virtqueue `index` and tells where it stands, as
+    /// [`Start::At`] takes it; `None` when it was not started or has broken since.
     pub fn stop_ring(&self, index: usize) -> Option<u16> {
         // Asked first: what the index meant when the ring started may not be what it means now.
         if let Some(position) = self.control.stop(index) {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::nic::counters::QueueCounters;
-use crate::ring::split::SplitRing;
+use crate::ring::virtqueue::Ring;
 
 /// A queue's interrupt: an eventfd behind which the frontend has put an MSI-X vector.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl Interrupt {
     }
 
     /// Raises it if something was published that the driver wants to hear of; whether it was.
-    pub fn raise_if_wanted(&self, ring: &mut SplitRing, counters: &QueueCounters) -> bool {
+    pub fn raise_if_wanted(&self, ring: &mut Ring, counters: &QueueCounters) -> bool {
         match ring.interrupt_wanted() {
             Some(true) => {
                 self.raise(counters);

@@ -19,7 +19,7 @@ use crate::nic::filter::Filter;
 use crate::ring::memory::MemoryMap;
 use crate::ring::piece_list::PieceList;
 use crate::ring::pieces::MAX_PIECES;
-use crate::ring::split::{Direction, RingError, SplitRing};
+use crate::ring::virtqueue::{Direction, Ring, RingError};
 use crate::uplink::{Received, UplinkQueue};
 
 use super::notify::Interrupt;
@@ -72,7 +72,7 @@ struct Held {
 /// A receive queue that is started.
 #[derive(Debug)]
 pub(super) struct Receiver {
-    pub ring: SplitRing,
+    pub ring: Ring,
     pub interrupt: Interrupt,
     format: ReceiveFormat,
     taken: VecDeque<Taken>,
@@ -83,7 +83,7 @@ pub(super) struct Receiver {
 
 impl Receiver {
     pub fn new(
-        ring: SplitRing,
+        ring: Ring,
         map: Arc<MemoryMap>,
         interrupt: Interrupt,
         format: ReceiveFormat,

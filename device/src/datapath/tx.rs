@@ -9,7 +9,7 @@ use crate::nic::offload::Offloads;
 use crate::ring::memory::MemoryMap;
 use crate::ring::piece_list::PieceList;
 use crate::ring::pieces::Pieces;
-use crate::ring::split::{Direction, RingError, SplitRing};
+use crate::ring::virtqueue::{Direction, Ring, RingError};
 use crate::uplink::{Sent, UplinkQueue};
 
 use super::notify::Interrupt;
@@ -23,7 +23,7 @@ const PUBLISH_EVERY: usize = 32;
 /// A transmit queue that is started.
 #[derive(Debug)]
 pub(super) struct Transmitter {
-    pub ring: SplitRing,
+    pub ring: Ring,
     pub interrupt: Interrupt,
     pieces: PieceList,
     header_len: usize,
@@ -34,7 +34,7 @@ pub(super) struct Transmitter {
 
 impl Transmitter {
     pub fn new(
-        ring: SplitRing,
+        ring: Ring,
         map: Arc<MemoryMap>,
         interrupt: Interrupt,
         header_len: usize,

@@ -19,7 +19,7 @@ use crate::nic::Nic;
 use crate::nic::counters::{DropReason, PairCounters, QueueCounters};
 use crate::nic::filter::Filter;
 use crate::ring::pieces::PiecesMut;
-use crate::ring::split::RingError;
+use crate::ring::virtqueue::RingError;
 use crate::uplink::{Received, UplinkQueue};
 
 use super::moderation::Moderation;

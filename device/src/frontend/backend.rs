@@ -9,7 +9,7 @@ use vhost_user_backend::VhostUserBackend;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::nic::features::Features;
-use crate::ring::split::MAX_SIZE;
+use crate::ring::virtqueue::MAX_SIZE;
 
 use super::host::{GuestMemory, RingHost};
 use super::vring::NicVring;

@@ -17,7 +17,7 @@ use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT
 use virtio_queue::Error as QueueError;
 
 use crate::datapath::RingSetup;
-use crate::ring::split::Layout;
+use crate::ring::virtqueue::{Layout, Start};
 
 use super::host::{GuestMemory, RingHost, making};
 
@@ -46,6 +46,10 @@ pub(super) struct RingState {
     areas: Option<(u64, u64, u64)>,
     event_idx: bool,
     pub next_avail: u16,
+    /// We have said ourselves where the ring stands, since this frontend came. One that comes back
+    /// after we were gone may know only where the ring was when it was started: of a packed ring
+    /// QEMU has nothing better.
+    known: bool,
     ready: bool,
     enabled: bool,
     kick: Option<OwnedFd>,
@@ -126,14 +130,18 @@ impl NicVring {
         let setup = RingSetup {
             map,
             layout,
-            next_avail: state.next_avail,
+            start: if state.known {
+                Start::At(state.next_avail)
+            } else {
+                Start::Perhaps(state.next_avail)
+            },
             kick,
             call,
         };
         match host.dataplane.start_ring(self.index, setup) {
             Ok(()) => {
                 log::debug!(
-                    "virtqueue {} starts at {}: {layout:x?}",
+                    "virtqueue {} starts at {:#x}: {layout:x?}",
                     self.index,
                     state.next_avail
                 );
@@ -170,9 +178,10 @@ impl NicVring {
         state.running = false;
         host.note_stopped();
         let position = host.dataplane.stop_ring(self.index);
+        state.known = position.is_some();
         match position {
             Some(position) => {
-                log::debug!("virtqueue {} stops at {position}", self.index);
+                log::debug!("virtqueue {} stops at {position:#x}", self.index);
                 state.next_avail = position;
             }
             None => log::debug!("virtqueue {} had stopped by itself", self.index),

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The driver's side of a split ring, for tests: as naive as it can be.
+//! The driver's side of a ring, for tests: as naive as it can be.
+//!
+//! It is written for a split ring. A packed one is given the same: descriptors are kept aside until
+//! the chain that they make is offered, and the index of its head is the buffer id.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -7,7 +10,8 @@ use std::sync::atomic::{Ordering, fence};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::memory::MemoryMap;
-use super::split::Layout;
+use super::packed_driver::{DESC, DISABLE, ENABLE, PackedDriver};
+use super::virtqueue::Layout;
 
 /// Guest memory with one ring at its start.
 #[derive(Debug)]
@@ -16,6 +20,13 @@ pub struct Driver {
     pub layout: Layout,
     avail_idx: u16,
     used_seen: u16,
+    packed: Option<Packed>,
+}
+
+#[derive(Debug)]
+struct Packed {
+    driver: PackedDriver,
+    table: Vec<Option<Desc>>,
 }
 
 /// One descriptor as the driver writes it.
@@ -72,11 +83,41 @@ impl Driver {
             layout,
             avail_idx: 0,
             used_seen: 0,
+            packed: None,
         }
+    }
+
+    /// The same, but packed.
+    pub fn packed(mut self) -> Self {
+        self.packed = Some(Packed {
+            driver: PackedDriver::over(self.map.clone(), self.layout),
+            table: vec![None; usize::from(self.layout.size)],
+        });
+        self
+    }
+
+    /// How a device is told that so many chains of one descriptor came and went.
+    pub fn index(&self, chains: u16) -> u16 {
+        match &self.packed {
+            None => chains,
+            Some(packed) => packed.driver.at(chains).bits(),
+        }
+    }
+
+    /// Where the ring is now.
+    pub fn set_map(&mut self, map: Arc<MemoryMap>) {
+        if let Some(packed) = &mut self.packed {
+            packed.driver.map = map.clone();
+        }
+        self.map = map;
     }
 
     /// Whether the device asked to be told of the last `n` chains that were offered.
     pub fn kick_wanted(&self, n: u16) -> bool {
+        if let Some(packed) = &self.packed {
+            assert_eq!(n, 1);
+            return packed.driver.kick_wanted(packed.driver.last);
+        }
         fence(Ordering::SeqCst);
         if self.layout.event_idx {
             let behind = self.avail_idx.wrapping_sub(self.avail_event());
@@ -92,6 +133,9 @@ impl Driver {
 
     /// Asks for an interrupt with the next used entry; whether there is one already.
     pub fn ask_interrupt(&self) -> bool {
+        if let Some(packed) = &self.packed {
+            return packed.driver.ask_interrupt();
+        }
         self.set_avail_flags(0);
         self.set_used_event(self.used_seen);
         fence(Ordering::SeqCst);
@@ -107,6 +151,9 @@ impl Driver {
 
     /// Sets both indices.
     pub fn start_at(&mut self, idx: u16) {
+        if let Some(packed) = &mut self.packed {
+            return packed.driver.start_at(idx.into());
+        }
         self.set_avail_idx(idx);
         self.memory()
             .write_obj(idx, GuestAddress(self.layout.used + 2))
@@ -154,7 +201,13 @@ impl Driver {
         self.map.guest()
     }
 
-    pub fn write_desc(&self, table: u64, index: u16, desc: Desc) {
+    pub fn write_desc(&mut self, table: u64, index: u16, desc: Desc) {
+        if let Some(packed) = &mut self.packed
+            && table == self.layout.desc
+        {
+            packed.table[usize::from(index)] = Some(desc);
+            return;
+        }
         let at = table + 16 * u64::from(index);
         let memory = self.memory();
         memory.write_obj(desc.addr, GuestAddress(at)).unwrap();
@@ -164,7 +217,7 @@ impl Driver {
     }
 
     /// A chain in the descriptor table from `head` on, one buffer after the other.
-    pub fn write_chain(&self, head: u16, flags: u16, buffers: &[(u64, u32)]) {
+    pub fn write_chain(&mut self, head: u16, flags: u16, buffers: &[(u64, u32)]) {
         for (i, &(addr, len)) in buffers.iter().enumerate() {
             let index = head + i as u16;
             let more = if i + 1 < buffers.len() { NEXT } else { 0 };
@@ -183,6 +236,9 @@ impl Driver {
 
     /// Makes the chain at `head` available.
     pub fn offer(&mut self, head: u16) {
+        if let Some(packed) = &mut self.packed {
+            return packed.offer(head);
+        }
         let slot = u64::from(self.avail_idx % self.layout.size);
         let memory = self.map.guest();
         memory
@@ -200,6 +256,10 @@ impl Driver {
 
     /// `flags` of the available ring: 1 asks for no interrupts.
     pub fn set_avail_flags(&self, flags: u16) {
+        if let Some(packed) = &self.packed {
+            let flags = if flags == 0 { ENABLE } else { DISABLE };
+            return packed.driver.set_event(0, flags);
+        }
         self.memory()
             .write_obj(flags, GuestAddress(self.layout.avail))
             .unwrap();
@@ -207,6 +267,9 @@ impl Driver {
 
     /// `used_event`: interrupt when the used index passes it.
     pub fn set_used_event(&self, event: u16) {
+        if let Some(packed) = &self.packed {
+            return packed.driver.set_event(self.index(event), DESC);
+        }
         let at = self.layout.avail + 4 + 2 * u64::from(self.layout.size);
         self.memory().write_obj(event, GuestAddress(at)).unwrap();
     }
@@ -225,6 +288,9 @@ impl Driver {
 
     /// Used entries that were published since the last call: id and length.
     pub fn take_used(&mut self) -> Vec<(u32, u32)> {
+        if let Some(packed) = &mut self.packed {
+            return packed.driver.take_used();
+        }
         let mut taken = Vec::new();
         while self.used_seen != self.used_idx() {
             let slot = u64::from(self.used_seen % self.layout.size);
@@ -239,6 +305,14 @@ impl Driver {
         taken
     }
 
+    /// Whether there is something that `take_used` would take.
+    pub fn has_used(&self) -> bool {
+        match &self.packed {
+            None => self.used_idx() != self.used_seen,
+            Some(packed) => packed.driver.has_used(),
+        }
+    }
+
     pub fn write(&self, addr: u64, bytes: &[u8]) {
         self.memory()
             .write_slice(bytes, GuestAddress(addr))
@@ -251,5 +325,21 @@ impl Driver {
             .read_slice(&mut bytes, GuestAddress(addr))
             .unwrap();
         bytes
+    }
+}
+
+impl Packed {
+    fn offer(&mut self, head: u16) {
+        let mut buffers = Vec::new();
+        let mut index = head;
+        loop {
+            let desc = self.table[usize::from(index)].expect("a descriptor that was written");
+            buffers.push((desc.addr, desc.len, desc.flags & !NEXT));
+            if desc.flags & NEXT == 0 {
+                break;
+            }
+            index = desc.next;
+        }
+        self.driver.offer(head, &buffers);
     }
 }

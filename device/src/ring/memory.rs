@@ -15,7 +15,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
@@ -258,6 +258,30 @@ impl Window {
         }
     }
 
+    fn atomic_u64(&self, offset: usize) -> Option<&AtomicU64> {
+        let host = self.view().at(offset, 8)?;
+        if !host.as_ptr().addr().is_multiple_of(8) {
+            return None;
+        }
+        // SAFETY: as for `atomic_u16`.
+        Some(unsafe { AtomicU64::from_ptr(host.as_ptr().cast()) })
+    }
+
+    /// Reads a little-endian 64-bit field, as [`Window::load_u16`].
+    #[inline]
+    pub fn load_u64(&self, offset: usize, order: Ordering) -> u64 {
+        self.atomic_u64(offset)
+            .map_or(0, |field| u64::from_le(field.load(order)))
+    }
+
+    /// Writes a little-endian 64-bit field; outside the window, or misaligned, it does nothing.
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
+        if let Some(field) = self.atomic_u64(offset) {
+            field.store(value.to_le(), order);
+        }
+    }
+
     /// Writes a little-endian 32-bit field; outside the window, or misaligned, it does nothing.
     pub fn write_u32(&self, offset: usize, value: u32) {
         if let Some(host) = self.view().at(offset, 4)
@@ -301,6 +325,12 @@ pub(super) mod tests {
             window.store_u16(offset, u16::MAX, Ordering::Release);
             assert_eq!(window.load_u16(offset, Ordering::Acquire), 0);
         }
+        for offset in [8, 2, usize::MAX] {
+            window.store_u64(offset, u64::MAX, Ordering::Release);
+            assert_eq!(window.load_u64(offset, Ordering::Acquire), 0);
+        }
+        window.store_u64(4, 0x89ab_cdef, Ordering::Release);
+        assert_eq!(window.load_u64(4, Ordering::Acquire), 0x89ab_cdef);
         let view = window.view();
         // Misaligned and aligned.
         assert_eq!(view.read_u64(0), Some(0x89ab_cdef_1234_0000));

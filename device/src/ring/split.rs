@@ -14,22 +14,16 @@
 //! means that the ring's memory is not what we think: that is a [`RingError`], and the ring is not
 //! used again until the driver sets it up anew.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::memory::{MemoryMap, Window};
 use super::piece_list::PieceList;
-use super::pieces::MAX_PIECES;
+use super::virtqueue::{
+    Chain, Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, Layout,
+    MAX_CHAIN, MAX_SIZE, OneWay, RingError,
+};
 
-/// Size of a descriptor (2.7.5).
-const DESC_SIZE: usize = 16;
-/// `VIRTQ_DESC_F_NEXT`: the chain goes on.
-const DESC_F_NEXT: u16 = 1;
-/// `VIRTQ_DESC_F_WRITE`: the device may write, not read.
-const DESC_F_WRITE: u16 = 2;
-/// `VIRTQ_DESC_F_INDIRECT`: the buffer is a table of descriptors.
-const DESC_F_INDIRECT: u16 = 4;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (2.7.6).
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 /// `VIRTQ_USED_F_NO_NOTIFY` (2.7.8).
@@ -40,91 +34,6 @@ const IDX: usize = 2;
 const ENTRIES: usize = 4;
 /// Size of an entry of the used ring: id and length.
 const USED_ENTRY: usize = 8;
-/// Most descriptors, and most pieces, of one chain: half of what one system call takes, so that a
-/// receive queue can hold a whole chain beside those that were not large enough for a packet. It is
-/// also what a chain can cost us.
-const MAX_CHAIN: u16 = (MAX_PIECES / 2) as u16;
-/// The largest queue size (2.7).
-pub const MAX_SIZE: u16 = 32768;
-
-/// Where a ring lies in guest memory and how it is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Queue size: entries of the descriptor table, a power of two up to 32768.
-    pub size: u16,
-    /// Guest physical address of the descriptor table.
-    pub desc: u64,
-    /// Guest physical address of the available ring (driver area).
-    pub avail: u64,
-    /// Guest physical address of the used ring (device area).
-    pub used: u64,
-    /// `VIRTIO_F_EVENT_IDX` was negotiated.
-    pub event_idx: bool,
-}
-
-/// Why a ring cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RingError {
-    /// Queue size is 0, no power of two, or above 32768.
-    BadSize(u16),
-    /// An area is not aligned, or not inside one region of guest memory.
-    BadArea(&'static str, u64),
-    /// The available index ran ahead by more than the queue size.
-    BadAvailIndex {
-        /// What the driver wrote.
-        driver: u16,
-        /// Where the device is.
-        device: u16,
-    },
-    /// A head outside the descriptor table.
-    BadHead(u16),
-}
-
-impl fmt::Display for RingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RingError::BadSize(size) => {
-                write!(
-                    f,
-                    "queue size {size} is no power of two from 1 to {MAX_SIZE}"
-                )
-            }
-            RingError::BadArea(area, addr) => {
-                write!(
-                    f,
-                    "{area} at {addr:#x} is misaligned or not in guest memory"
-                )
-            }
-            RingError::BadAvailIndex { driver, device } => {
-                write!(
-                    f,
-                    "available index {driver} is ahead of {device} by more than the ring"
-                )
-            }
-            RingError::BadHead(head) => write!(f, "descriptor {head} is outside the table"),
-        }
-    }
-}
-
-impl std::error::Error for RingError {}
-
-/// What the chain's buffers are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Read by the device: a transmit queue.
-    Readable,
-    /// Written by the device: a receive queue.
-    Writable,
-}
-
-/// A chain taken from the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chain {
-    /// Index of its first descriptor; goes back with [`SplitRing::push`].
-    pub head: u16,
-    /// Octets, or `None` when the chain breaks the rules and has no pieces.
-    pub len: Option<usize>,
-}
 
 /// A split virtqueue.
 #[derive(Debug)]
@@ -212,11 +121,20 @@ impl SplitRing {
 
     /// Takes the next chain and appends its pieces to `pieces`. A chain that breaks the rules has
     /// no pieces and must be pushed back like any other.
+    #[inline]
     pub fn pop(
         &mut self,
         direction: Direction,
         pieces: &mut PieceList,
     ) -> Result<Option<Chain>, RingError> {
+        let mut to = OneWay::new(direction, pieces);
+        let taken = self.take(&mut to)?;
+        Ok(taken.map(|(head, whole)| to.chain(head, whole)))
+    }
+
+    /// Takes the next chain: its head, and whether all of it was taken by `to`.
+    #[inline]
+    pub(super) fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
         if self.avail_idx == self.next_avail && !self.refresh()? {
             return Ok(None);
         }
@@ -226,23 +144,19 @@ impl SplitRing {
             return Err(RingError::BadHead(head));
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        let before = pieces.count();
-        let len = self.walk(head, direction, pieces);
-        if len.is_none() {
-            pieces.truncate(before);
-        }
-        Ok(Some(Chain { head, len }))
+        let whole = self.walk(head, to).is_some();
+        Ok(Some((head, whole)))
     }
 
     /// Follows a chain (2.7.5). `None` when it breaks the rules: a loop, an index outside the
     /// table, a buffer outside guest memory, a writable descriptor before a readable one, an
     /// indirect table that is nested, empty or of odd size, more descriptors or pieces than
-    /// [`MAX_CHAIN`]. Pieces of the other direction are passed over.
+    /// [`MAX_CHAIN`].
     ///
     /// An indirect table may be larger than the ring: no driver should make such (2.7.5.3.1), but
     /// Linux does where the ring is small, and QEMU and vhost take them.
-    fn walk(&self, head: u16, want: Direction, pieces: &mut PieceList) -> Option<usize> {
-        let before = pieces.count();
+    #[inline]
+    fn walk(&self, head: u16, to: &mut impl Collect) -> Option<()> {
         let mut table = self.desc.view();
         let mut entries = u32::from(self.size);
         let mut nested = false;
@@ -250,7 +164,6 @@ impl SplitRing {
         // More descriptors than the table has means a loop.
         let mut budget = self.size.min(MAX_CHAIN);
         let mut seen_writable = false;
-        let mut total = 0usize;
         loop {
             budget = budget.checked_sub(1)?;
             if u32::from(index) >= entries {
@@ -282,14 +195,9 @@ impl SplitRing {
                 return None;
             }
             seen_writable = writable;
-            if writable == (want == Direction::Writable) {
-                total = total.checked_add(len as usize)?;
-                if !pieces.gather(addr, len) || pieces.count() - before > usize::from(MAX_CHAIN) {
-                    return None;
-                }
-            }
+            to.put(writable, addr, len)?;
             if flags & DESC_F_NEXT == 0 {
-                return Some(total);
+                return Some(());
             }
             index = next;
         }

@@ -7,7 +7,8 @@ use vm_memory::GuestAddress;
 
 use super::driver::{BUFFERS, Desc, Driver, INDIRECT, MEMORY, NEXT, WRITE};
 use super::piece_list::PieceList;
-use super::split::{Chain, Direction, RingError, SplitRing};
+use super::split::SplitRing;
+use super::virtqueue::{Chain, Direction, Layout, RingError};
 
 const B: u64 = BUFFERS;
 
@@ -197,7 +198,7 @@ fn an_indirect_table_may_be_larger_than_the_ring_but_not_endless() {
 
 #[test]
 fn a_loop_in_an_indirect_table_ends() {
-    let driver = large_table(2);
+    let mut driver = large_table(2);
     // Empty buffers leave no pieces to be counted.
     for i in 0..2 {
         driver.write_desc(
@@ -262,20 +263,17 @@ fn rings_that_cannot_be_are_refused() {
     let good = driver.layout;
     let new = |layout| SplitRing::new(&driver.map, layout, 0).map(|_| ());
     for size in [0, 3, 40000] {
-        assert_eq!(
-            new(super::split::Layout { size, ..good }),
-            Err(RingError::BadSize(size))
-        );
+        assert_eq!(new(Layout { size, ..good }), Err(RingError::BadSize(size)));
     }
     for layout in [
-        super::split::Layout { desc: 8, ..good },
-        super::split::Layout { avail: 1, ..good },
-        super::split::Layout { used: 2, ..good },
-        super::split::Layout {
+        Layout { desc: 8, ..good },
+        Layout { avail: 1, ..good },
+        Layout { used: 2, ..good },
+        Layout {
             used: MEMORY - 4,
             ..good
         },
-        super::split::Layout {
+        Layout {
             desc: u64::MAX - 15,
             ..good
         },

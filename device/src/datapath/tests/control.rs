@@ -9,6 +9,8 @@ use crate::nic::features::{
 };
 use crate::nic::offload::Offloads;
 use crate::ring::driver::{Desc, NEXT, WRITE};
+use crate::ring::packed::BEGINNING;
+use crate::ring::virtqueue::Start;
 
 use super::guest::{Guest, event, packet, packets, take_count};
 use super::rig::{Make, Rig, bits};
@@ -45,7 +47,13 @@ fn command(rig: &Rig, control: &mut Guest, command: &[u8], cuts: &[usize]) -> Ve
 
 #[test]
 fn commands_set_the_filter_of_every_pair() {
-    let two = Make { pairs: 2, ..make() }.with(&[VIRTIO_NET_F_MQ]);
+    for make in make().both_kinds() {
+        set_the_filter_of_every_pair(make);
+    }
+}
+
+fn set_the_filter_of_every_pair(make: Make) {
+    let two = Make { pairs: 2, ..make }.with(&[VIRTIO_NET_F_MQ]);
     let (mut rig, mut control, _) = rig(two);
     let mut second = two.guest(&rig.map, 2);
     rig.start(2, &second, 0);
@@ -157,14 +165,16 @@ fn a_head_outside_the_table_stops_the_queue() {
 
 #[test]
 fn a_burst_of_commands_is_carried_out_to_its_end() {
-    let (rig, mut control, _) = rig(make().size(512));
-    for _ in 0..200 {
-        control.command(PROMISCUOUS_OFF, &[]);
+    for make in make().size(512).both_kinds() {
+        let (rig, mut control, _) = rig(make);
+        for _ in 0..200 {
+            control.command(PROMISCUOUS_OFF, &[]);
+        }
+        rig.settle();
+        let used = control.on_interrupt();
+        assert_eq!(used.len(), 200);
+        assert!(used.iter().all(|used| used.written == [VIRTIO_NET_OK]));
     }
-    rig.settle();
-    let used = control.on_interrupt();
-    assert_eq!(used.len(), 200);
-    assert!(used.iter().all(|used| used.written == [VIRTIO_NET_OK]));
 }
 
 #[test]
@@ -180,6 +190,31 @@ fn the_queue_goes_on_where_it_stopped() {
     rig.settle();
     assert_eq!(control.on_interrupt().len(), 1);
     assert_eq!(rig.dataplane.stop_ring(index), Some(2));
+}
+
+#[test]
+fn a_packed_queue_goes_on_where_it_stopped() {
+    for told in [true, false] {
+        let (rig, mut control, index) = rig(make().packed());
+        assert_eq!(command(&rig, &mut control, PROMISCUOUS_OFF, &[]), [0]);
+        // Command and answer are two descriptors.
+        let place = BEGINNING | 2;
+        assert_eq!(rig.dataplane.stop_ring(index), Some(place));
+        control.command(PROMISCUOUS_OFF, &[]);
+        let start = if told {
+            Start::At(place)
+        } else {
+            Start::Perhaps(BEGINNING)
+        };
+        let setup = RingSetup {
+            start,
+            ..control.setup(0)
+        };
+        rig.dataplane.start_ring(index, setup).unwrap();
+        rig.settle();
+        assert_eq!(control.on_interrupt().len(), 1);
+        assert_eq!(rig.dataplane.stop_ring(index), Some(BEGINNING | 4));
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::datapath::RingSetup;
 use crate::ring::driver::{BUFFERS, Desc, Driver, NEXT, WRITE};
 use crate::ring::memory::MemoryMap;
+use crate::ring::virtqueue::Start;
 
 /// One descriptor of a chain that the device has.
 #[derive(Clone, Copy, Debug)]
@@ -69,19 +70,25 @@ impl Guest {
         }
     }
 
-    /// How the device starts the ring, from available index `next_avail` on.
-    pub fn setup(&self, next_avail: u16) -> RingSetup {
+    /// The same with a packed ring.
+    pub fn packed(mut self) -> Self {
+        self.driver = self.driver.packed();
+        self
+    }
+
+    /// How the device starts the ring after so many chains of one descriptor.
+    pub fn setup(&self, chains: u16) -> RingSetup {
         RingSetup {
             map: self.driver.map.clone(),
             layout: self.driver.layout,
-            next_avail,
+            start: Start::At(self.driver.index(chains)),
             kick: Some(self.kick.try_clone().unwrap()),
             call: Some(self.call.try_clone().unwrap()),
         }
     }
 
     pub fn set_map(&mut self, map: Arc<MemoryMap>) {
-        self.driver.map = map;
+        self.driver.set_map(map);
     }
 
     pub fn free(&self) -> usize {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::nic::features::VIRTIO_F_EVENT_IDX;
+use crate::nic::features::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_RING_PACKED};
 use crate::ring::memory::MemoryMap;
+use crate::ring::packed::BEGINNING;
+use crate::ring::virtqueue::Start;
 
 use super::guest::{Guest, packet, packets};
 use super::rig::{Make, Rig};
@@ -29,10 +31,12 @@ enum Step {
     /// The driver looks whether there were interrupts.
     Interrupt,
     Link(bool),
-    /// Both rings stop; they go on, perhaps in another memory map, perhaps with work in between.
+    /// Both rings stop; they go on, perhaps in another memory map, perhaps with work in between, and
+    /// perhaps with a frontend that does not know where they have stopped.
     Restart {
         remap: bool,
         settle: bool,
+        forgotten: bool,
     },
 }
 
@@ -49,14 +53,16 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Settle),
         4 => Just(Step::Interrupt),
         1 => any::<bool>().prop_map(Step::Link),
-        1 => (any::<bool>(), any::<bool>())
-            .prop_map(|(remap, settle)| Step::Restart { remap, settle }),
+        1 => (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(remap, settle, forgotten)| Step::Restart { remap, settle, forgotten }
+        ),
     ]
 }
 
 /// A program under way.
 struct Run {
     rig: Rig,
+    packed: bool,
     arrived: Vec<Vec<u8>>,
     received: Vec<Vec<u8>>,
     offered: Vec<Vec<u8>>,
@@ -74,6 +80,7 @@ impl Run {
     fn new(make: Make) -> Self {
         Run {
             rig: make.rig(),
+            packed: Features(make.features).has(VIRTIO_F_RING_PACKED),
             arrived: Vec::new(),
             received: Vec::new(),
             offered: Vec::new(),
@@ -117,7 +124,11 @@ impl Run {
             Step::Settle => self.rig.settle(),
             Step::Interrupt => self.interrupt(),
             Step::Link(up) => self.rig.set_link(up),
-            Step::Restart { remap, settle } => self.restart(remap, settle),
+            Step::Restart {
+                remap,
+                settle,
+                forgotten,
+            } => self.restart(remap, settle, forgotten && self.packed),
         }
     }
 
@@ -128,7 +139,7 @@ impl Run {
         self.sent.extend(self.rig.cable().take_sent());
     }
 
-    fn restart(&mut self, remap: bool, settle: bool) {
+    fn restart(&mut self, remap: bool, settle: bool, forgotten: bool) {
         let positions = [0, 1].map(|index| self.rig.dataplane.stop_ring(index).unwrap());
         if remap {
             let guest = Arc::new(self.rig.map.guest().clone());
@@ -144,7 +155,12 @@ impl Run {
         };
         let setups = [start(&mut self.rig.rx), start(&mut self.rig.tx)];
         for (index, (mut setup, position)) in setups.into_iter().zip(positions).enumerate() {
-            setup.next_avail = position;
+            if forgotten {
+                // As they were started first.
+                setup.start = Start::Perhaps(BEGINNING);
+            } else {
+                setup.start = Start::At(position);
+            }
             self.rig.dataplane.start_ring(index, setup).unwrap();
         }
     }
@@ -196,15 +212,19 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
     fn every_packet_arrives_once_or_is_counted(
         steps in proptest::collection::vec(step(), 1..60),
         mergeable in any::<bool>(),
         event_idx in any::<bool>(),
         silent in any::<bool>(),
+        packed in any::<bool>(),
     ) {
         let mut make = if mergeable { Make::mergeable() } else { Make::default() };
+        if packed {
+            make = make.packed();
+        }
         if !event_idx {
             make = make.without(&[VIRTIO_F_EVENT_IDX]);
         }

@@ -8,7 +8,7 @@ use crate::datapath::{Dataplane, RingSetup, StartError};
 use crate::nic::counters::DropReason;
 use crate::ring::driver::memory;
 use crate::ring::memory::MemoryMap;
-use crate::ring::split::RingError;
+use crate::ring::virtqueue::RingError;
 
 use super::cable::CableUplink;
 use super::guest::{event, packet, packets};
@@ -19,13 +19,20 @@ fn buffers_taken_ahead_are_given_back() {
     use crate::nic::features::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
     // With segmentation, room for the largest packet is taken before anything comes.
     let features = [VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4];
-    let mut rig = Make::mergeable().with(&features).rig();
+    for make in Make::mergeable().with(&features).both_kinds() {
+        taken_ahead_are_given_back(make);
+    }
+}
+
+fn taken_ahead_are_given_back(make: Make) {
+    let mut rig = make.rig();
     for _ in 0..20 {
         rig.rx.offer_room(&[1526]);
     }
     rig.cable().arrive(packet(0, 2000));
     rig.settle();
-    assert_eq!(rig.dataplane.stop_ring(0), Some(2));
+    let place = rig.rx.driver.index(2);
+    assert_eq!(rig.dataplane.stop_ring(0), Some(place));
     assert_eq!(packets(rig.rx.on_interrupt()), [packet(0, 2000)]);
     rig.cable().arrive(packet(1, 500));
     rig.settle();
@@ -33,19 +40,27 @@ fn buffers_taken_ahead_are_given_back() {
     rig.start(0, &rig.rx, 2);
     rig.settle();
     assert_eq!(packets(rig.rx.on_interrupt()), [packet(1, 500)]);
-    assert_eq!(rig.dataplane.stop_ring(0), Some(3));
+    let place = rig.rx.driver.index(3);
+    assert_eq!(rig.dataplane.stop_ring(0), Some(place));
     assert_eq!(rig.dataplane.stop_ring(0), None);
 }
 
 #[test]
 fn what_a_full_uplink_refused_is_still_in_the_ring() {
-    let mut rig = Make::default().rig();
+    for make in Make::default().both_kinds() {
+        refused_is_still_in_the_ring(make);
+    }
+}
+
+fn refused_is_still_in_the_ring(make: Make) {
+    let mut rig = make.rig();
     rig.cable().set_space(3);
     for number in 0..5 {
         rig.tx.send(&packet(number, 100), &[]);
     }
     rig.settle();
-    assert_eq!(rig.dataplane.stop_ring(1), Some(3));
+    let place = rig.tx.driver.index(3);
+    assert_eq!(rig.dataplane.stop_ring(1), Some(place));
     rig.cable().set_space(usize::MAX);
     rig.settle();
     assert_eq!(rig.cable().take_sent().len(), 3);
@@ -71,7 +86,13 @@ fn a_packet_held_when_its_ring_stops_is_counted() {
 
 #[test]
 fn indices_wrap_around() {
-    let mut rig = Make::default().size(4).idle();
+    for make in Make::default().size(4).both_kinds() {
+        wraps_around(make);
+    }
+}
+
+fn wraps_around(make: Make) {
+    let mut rig = make.idle();
     rig.tx.driver.start_at(0xfffe);
     rig.start(1, &rig.tx, 0xfffe);
     for number in 0..8 {
@@ -81,7 +102,8 @@ fn indices_wrap_around() {
         assert_eq!(rig.tx.used().len(), 1);
         rig.tx.driver.ask_interrupt();
     }
-    assert_eq!(rig.dataplane.stop_ring(1), Some(6));
+    let place = rig.tx.driver.index(6);
+    assert_eq!(rig.dataplane.stop_ring(1), Some(place));
 }
 
 #[test]

@@ -89,10 +89,25 @@ impl Make {
         }))
     }
 
+    /// The same with packed rings.
+    pub fn packed(self) -> Self {
+        self.with(&[f::VIRTIO_F_RING_PACKED])
+    }
+
+    /// With either kind of ring.
+    pub fn both_kinds(self) -> [Self; 2] {
+        [self, self.packed()]
+    }
+
     /// The driver's queue in virtqueue `index`.
     pub fn guest(self, map: &Arc<MemoryMap>, index: usize) -> Guest {
         let event_idx = Features(self.features).has(f::VIRTIO_F_EVENT_IDX);
-        Guest::new(map.clone(), index as u64, self.size, event_idx)
+        let guest = Guest::new(map.clone(), index as u64, self.size, event_idx);
+        if Features(self.features).has(f::VIRTIO_F_RING_PACKED) {
+            guest.packed()
+        } else {
+            guest
+        }
     }
 
     /// With the first pair started.
@@ -126,8 +141,9 @@ impl Make {
 }
 
 impl Rig {
-    pub fn start(&self, index: usize, guest: &Guest, next_avail: u16) {
-        let setup = guest.setup(next_avail);
+    /// Starts a ring after so many chains of one descriptor.
+    pub fn start(&self, index: usize, guest: &Guest, chains: u16) {
+        let setup = guest.setup(chains);
         self.dataplane.start_ring(index, setup).unwrap();
     }
 
