@@ -161,7 +161,7 @@ impl Connection {
         self.daemon_end.flush()?;
         while self.frontend.has_room() {
             match self.daemon_end.read()? {
-                Incoming::Frame(frame) => self.frontend.push(frame),
+                Incoming::Frame(frame) => self.frontend.push(self.relay.from_crate(frame)),
                 Incoming::Nothing => break,
                 Incoming::Closed => {
                     // The last words may explain it to the frontend.

@@ -12,8 +12,9 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::datapath::Dataplane;
 use crate::nic::Nic;
-use crate::nic::features::Features;
+use crate::nic::features::{Features, VIRTIO_F_RING_PACKED};
 use crate::ring::memory::MemoryMap;
+use crate::ring::packed;
 
 use super::lifeline::Lifeline;
 use super::vring::NicVring;
@@ -113,14 +114,19 @@ impl RingHost {
 
     /// Before rings start: finds out whether a driver starts afresh. One that goes on still counts
     /// on the filters and queue pairs that it has set; nothing in the protocol says which it is, but
-    /// the rings of one that starts afresh are at 0. (So are those of one that has not used any
+    /// the rings of one that starts afresh are at their beginning. (So are those of one that has not used any
     /// yet, which has not set anything either.)
     pub(super) fn settle(&self) {
         let mut agreed = self.agreed.lock();
-        if std::mem::take(&mut agreed.again)
-            && let Some(features) = agreed.features
-            && (self.rings.lock().iter()).all(|ring| ring.state.lock().next_avail == 0)
-        {
+        if !std::mem::take(&mut agreed.again) {
+            return;
+        }
+        let Some(features) = agreed.features else {
+            return;
+        };
+        let packed = features.has(VIRTIO_F_RING_PACKED);
+        let begins = |at: u16| at == 0 || packed && at == packed::BEGINNING;
+        if (self.rings.lock().iter()).all(|ring| begins(ring.state.lock().next_avail)) {
             self.dataplane.negotiate(features);
         }
     }

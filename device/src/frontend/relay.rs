@@ -13,6 +13,9 @@
 //!   attachment goes up and down. The relay keeps a copy of the backend channel for it.
 //! * Which attachment the frontend is shows in the messages only: one that wants config space asks
 //!   for `VHOST_USER_PROTOCOL_F_CONFIG`.
+//! * The crate takes and gives 16 bits as the base of a vring. For a packed ring that is descriptor
+//!   and wrap counter, which is all that a device needs that uses buffers in order; the frontend
+//!   wants them twice, for available and for used descriptors, and gets them from here.
 //! * The crate trusts its frontend further than we do: [`check`](super::check) looks first, and
 //!   protocol features that were not offered are taken out of `SET_PROTOCOL_FEATURES`, since the
 //!   crate would take messages that belong to them.
@@ -20,6 +23,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::nic::Attachment;
+use crate::nic::features::{Features, VIRTIO_F_RING_PACKED};
 
 use super::backend::{F_PROTOCOL_FEATURES, PROTOCOL_FEATURES};
 use super::check::{Check, Refused};
@@ -98,11 +102,11 @@ impl Frame {
         self.payload(0).map(u64::from_ne_bytes)
     }
 
-    fn set_payload_u64(&mut self, value: u64) {
-        if let Some(payload) = self.bytes.get_mut(HEADER_LEN..)
+    fn set_payload<const N: usize>(&mut self, offset: usize, value: [u8; N]) {
+        if let Some(payload) = self.bytes.get_mut(HEADER_LEN + offset..)
             && let Some(octets) = payload.first_chunk_mut()
         {
-            *octets = value.to_ne_bytes();
+            *octets = value;
         }
     }
 }
@@ -172,7 +176,7 @@ impl Relay {
             Some(request::SET_FEATURES) => self.features = frame.payload_u64().unwrap_or(0),
             Some(request::SET_PROTOCOL_FEATURES) => {
                 let features = frame.payload_u64().unwrap_or(0) & PROTOCOL_FEATURES.bits();
-                frame.set_payload_u64(features);
+                frame.set_payload(0, features.to_ne_bytes());
                 self.attachment = Some(if features >> PROTOCOL_F_CONFIG & 1 == 1 {
                     Attachment::Device
                 } else {
@@ -198,6 +202,19 @@ impl Relay {
             _ => {}
         }
         Ok(std::iter::once(frame).chain(follow_up))
+    }
+
+    /// Looks at an answer of the crate before the frontend gets it.
+    pub fn from_crate(&self, mut frame: Frame) -> Frame {
+        let packed = Features(self.features).has(VIRTIO_F_RING_PACKED);
+        if packed
+            && frame.request() == Some(request::GET_VRING_BASE)
+            && let Some(base) = frame.payload(4).map(u32::from_ne_bytes)
+        {
+            let place = base & 0xffff;
+            frame.set_payload(4, (place | place << 16).to_ne_bytes());
+        }
+        frame
     }
 
     /// What the frontend has accepted, and that there are protocol features. A frontend may set the
@@ -283,6 +300,28 @@ mod tests {
         assert_eq!(passed[0].fds.len(), 1);
         assert!(relay.backend_channel().is_some());
         drop(ours);
+    }
+
+    #[test]
+    fn the_base_of_a_packed_ring_is_whole() {
+        let answer = |relay: &Relay| {
+            let payload = [2u32, 0x8007].map(u32::to_ne_bytes).concat();
+            let frame = relay.from_crate(Frame::new(request::GET_VRING_BASE, &payload));
+            [frame.payload(0), frame.payload(4)].map(|word| word.map(u32::from_ne_bytes))
+        };
+        let mut relay = Relay::new(5);
+        assert_eq!(answer(&relay), [Some(2), Some(0x8007)]);
+        let packed = 1 << VIRTIO_F_RING_PACKED;
+        requests(&mut relay, u64_frame(request::SET_FEATURES, packed));
+        assert_eq!(answer(&relay), [Some(2), Some(0x8007_8007)]);
+        // One that is too short, and another.
+        for frame in [
+            Frame::new(request::GET_VRING_BASE, &[1; 7]),
+            Frame::new(request::SET_VRING_BASE, &[1; 8]),
+        ] {
+            let bytes = frame.bytes.clone();
+            assert_eq!(relay.from_crate(frame).bytes, bytes);
+        }
     }
 
     proptest! {
