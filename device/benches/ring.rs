@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! What a packet costs the device: one chain through a split ring, and one packet of 1514 octets
-//! through a worker, each way, to and from an uplink that is memory.
+//! What a packet costs the device: one chain through a ring, and one packet of 1514 octets through a
+//! worker, each way, to and from an uplink that is memory; with split and with packed rings.
 //!
 //! The driver does its part between the measurements. A worker sleeps while the driver does, so a
 //! round's share of one kick and one interrupt is in the numbers.
@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ferronic::datapath::{Dataplane, RingSetup};
 use ferronic::nic::features::{
-    Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VIRTIO_NET_F_GUEST_CSUM,
-    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF,
+    Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF,
 };
 use ferronic::nic::offload::Offloads;
 use ferronic::nic::{Nic, NicConfig};
 use ferronic::ring::memory::MemoryMap;
+use ferronic::ring::packed::BEGINNING;
 use ferronic::ring::piece_list::PieceList;
 use ferronic::ring::pieces::{Pieces, PiecesMut};
-use ferronic::ring::split::SplitRing;
-use ferronic::ring::virtqueue::{Direction, Layout, Start};
+use ferronic::ring::virtqueue::{self, Direction, Layout, Start};
 use ferronic::uplink::{Negotiated, Received, Sent, Uplink, UplinkQueue};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -39,11 +39,14 @@ const BUFFERS: u64 = 0x10_0000;
 struct Ring {
     map: Arc<MemoryMap>,
     layout: Layout,
+    packed: bool,
+    /// Length and flags of a descriptor.
+    buffer: (u32, u16),
     offered: u16,
 }
 
 impl Ring {
-    fn new(writable: bool) -> Self {
+    fn new(writable: bool, packed: bool) -> Self {
         let guest = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x40_0000)]).unwrap();
         let map = Arc::new(MemoryMap::new(Arc::new(guest)).unwrap());
         let layout = Layout {
@@ -54,27 +57,48 @@ impl Ring {
             event_idx: true,
         };
         let memory = map.guest();
+        let buffer = if writable { (1536, 2) } else { (PACKET, 0) };
         for i in 0..SIZE {
             let at = 16 * u64::from(i);
             let addr = BUFFERS + 2048 * u64::from(i);
-            let (len, flags) = if writable { (1536, 2u16) } else { (PACKET, 0) };
             memory.write_obj(addr, GuestAddress(at)).unwrap();
-            memory.write_obj(len, GuestAddress(at + 8)).unwrap();
-            memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
-            let entry = GuestAddress(layout.avail + 4 + 2 * u64::from(i));
-            memory.write_obj(i, entry).unwrap();
+            if !packed {
+                memory.write_obj(buffer.0, GuestAddress(at + 8)).unwrap();
+                memory.write_obj(buffer.1, GuestAddress(at + 12)).unwrap();
+                let entry = GuestAddress(layout.avail + 4 + 2 * u64::from(i));
+                memory.write_obj(i, entry).unwrap();
+            }
         }
         Ring {
             map,
             layout,
+            packed,
+            buffer,
             offered: 0,
         }
+    }
+
+    fn start(&self) -> Start {
+        Start::At(if self.packed { BEGINNING } else { 0 })
     }
 
     /// Makes all chains available again, and asks for an interrupt when the last is used.
     fn offer_all(&mut self) {
         self.offered = self.offered.wrapping_add(SIZE);
         let memory = self.map.guest();
+        if self.packed {
+            let wrap = u16::from((self.offered / SIZE) % 2 == 1);
+            let flags = self.buffer.1 | wrap << 7 | (1 - wrap) << 15;
+            for i in 0..SIZE {
+                let at = 16 * u64::from(i);
+                let rest = u64::from(self.buffer.0) | u64::from(i) << 32 | u64::from(flags) << 48;
+                memory.write_obj(rest, GuestAddress(at + 8)).unwrap();
+            }
+            let event = [(SIZE - 1) | (wrap << 15), 2];
+            let at = GuestAddress(self.layout.avail);
+            memory.write_obj(event, at).unwrap();
+            return;
+        }
         let last = GuestAddress(self.layout.avail + 4 + 2 * u64::from(SIZE));
         memory
             .write_obj(self.offered.wrapping_sub(1), last)
@@ -87,21 +111,34 @@ impl Ring {
 fn chains(c: &mut Criterion) {
     let mut group = c.benchmark_group("ring");
     group.throughput(Throughput::Elements(u64::from(SIZE)));
-    group.bench_function("pop, push, publish", |b| {
-        let mut driver = Ring::new(false);
-        let mut ring = SplitRing::new(&driver.map, driver.layout, 0).unwrap();
-        let mut pieces = PieceList::new(driver.map.clone());
-        b.iter(|| {
-            driver.offer_all();
-            for _ in 0..SIZE {
-                pieces.truncate(0);
-                let chain = ring.pop(Direction::Readable, &mut pieces).unwrap().unwrap();
-                black_box(pieces.packet());
-                ring.push(chain.head, 0);
-                ring.publish();
-            }
+    for (name, packed, batch) in [
+        ("pop, push, publish", false, 1),
+        ("pop, push; publish 32", false, 32),
+        ("packed: pop, push, publish", true, 1),
+        ("packed: pop, push; publish 32", true, 32),
+    ] {
+        group.bench_function(name, |b| {
+            let mut driver = Ring::new(false, packed);
+            let (map, layout, start) = (&driver.map, driver.layout, driver.start());
+            let mut ring = virtqueue::Ring::new(packed, map, layout, start).unwrap();
+            let mut pieces = PieceList::new(driver.map.clone());
+            let mut round = || {
+                driver.offer_all();
+                let start = Instant::now();
+                for i in 1..=SIZE {
+                    pieces.truncate(0);
+                    let chain = ring.pop(Direction::Readable, &mut pieces).unwrap().unwrap();
+                    black_box(pieces.packet());
+                    ring.push(chain.head, 0);
+                    if i % batch == 0 {
+                        ring.publish();
+                    }
+                }
+                start.elapsed()
+            };
+            b.iter_custom(|rounds| (0..rounds).map(|_| round()).sum());
         });
-    });
+    }
     group.finish();
 }
 
@@ -184,6 +221,7 @@ impl Worker {
             mtu: 1500,
             speed: 10_000,
             queue_pairs: 1,
+            packed: true,
             offloads: Offloads::ALL,
             uplink: "memory".into(),
         };
@@ -198,11 +236,12 @@ impl Worker {
         }));
         let dataplane = Dataplane::start(Arc::new(Nic::new(config)), Box::new(uplink)).unwrap();
         dataplane.negotiate(Features(features.iter().fold(0, |set, bit| set | 1 << bit)));
-        let (ring, kick, call) = (Ring::new(receives), event(), event());
+        let packed = features.contains(&VIRTIO_F_RING_PACKED);
+        let (ring, kick, call) = (Ring::new(receives, packed), event(), event());
         let setup = RingSetup {
             map: ring.map.clone(),
             layout: ring.layout,
-            start: Start::At(0),
+            start: ring.start(),
             kick: Some(kick.try_clone().unwrap()),
             call: Some(call.try_clone().unwrap()),
         };
@@ -253,12 +292,21 @@ fn packets(c: &mut Criterion) {
         &[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4],
     ]
     .concat();
+    let packed = [&plain[..], &[VIRTIO_F_RING_PACKED]].concat();
+    let packed_segmented = [&segmented[..], &[VIRTIO_F_RING_PACKED]].concat();
     let mut group = c.benchmark_group("worker");
     group.throughput(Throughput::Elements(u64::from(SIZE)));
     for (name, receives, features) in [
         ("transmit", false, &plain[..]),
         ("receive, mergeable", true, &plain),
         ("receive, mergeable, room for 64 KiB", true, &segmented),
+        ("packed: transmit", false, &packed),
+        ("packed: receive, mergeable", true, &packed),
+        (
+            "packed: receive, mergeable, room for 64 KiB",
+            true,
+            &packed_segmented,
+        ),
     ] {
         group.bench_function(name, |b| {
             let mut worker = Worker::new(receives, features);

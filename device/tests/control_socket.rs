@@ -40,6 +40,7 @@ fn start() -> Running {
         mtu: 1500,
         speed: 10_000,
         queue_pairs: 31,
+        packed: true,
         offloads: Offloads::NONE,
         uplink: "loopback".into(),
     }));

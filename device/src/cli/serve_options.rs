@@ -60,6 +60,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_queue_pairs)]
     queues: u16,
 
+    /// Offer no packed virtqueues, so that every driver uses split ones.
+    #[arg(long)]
+    no_packed: bool,
+
     /// The NIC's own address [default: a random one, said in the log].
     #[arg(long, value_name = "MAC")]
     mac: Option<MacAddress>,
@@ -110,6 +114,8 @@ pub struct ServeOptions {
     pub uplink: UplinkSpec,
     /// Pairs of queues.
     pub queue_pairs: u16,
+    /// Packed virtqueues are offered.
+    pub packed: bool,
     /// The permanent address.
     pub mac: MacAddress,
     /// Whether that address was made up.
@@ -160,6 +166,7 @@ impl ServeOptions {
             control: args.control,
             uplink: args.uplink,
             queue_pairs: args.queues,
+            packed: !args.no_packed,
             mac,
             mac_is_random: args.mac.is_none(),
             mtu,
@@ -177,6 +184,7 @@ impl ServeOptions {
             mtu: self.mtu,
             speed: self.speed,
             queue_pairs: self.queue_pairs,
+            packed: self.packed,
             offloads,
             uplink: self.uplink.to_string(),
         }
@@ -260,6 +268,7 @@ mod tests {
         assert_eq!(options.uplink, UplinkSpec::Loopback);
         assert_eq!((options.queue_pairs, options.mtu), (1, 1500));
         assert_eq!((options.speed, options.link), (10_000, LinkMode::Up));
+        assert!(options.packed);
         assert!(options.mac_is_random);
         assert!(!options.mac.is_multicast());
         assert_eq!(options.mac.0[0] & 0x0f, 2);
@@ -269,12 +278,13 @@ mod tests {
     fn everything_can_be_said() {
         let options = options(
             "--fd 5 --control c --uplink user --passt p --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
-             --speed 25000 --link follow --log warn,ferronic::control=trace",
+             --speed 25000 --no-packed --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
         assert_eq!(options.frontend, FrontendAddress::Descriptor(5));
         assert_eq!(options.mac.to_string(), "52:54:00:12:34:56");
         assert_eq!(options.link, LinkMode::Follow);
+        assert!(!options.packed);
         assert!(!options.mac_is_random);
     }
 

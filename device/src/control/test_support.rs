@@ -13,6 +13,7 @@ pub fn nic(queue_pairs: u16) -> Arc<Nic> {
         mtu: 1500,
         speed: 10_000,
         queue_pairs,
+        packed: true,
         offloads: Offloads::NONE,
         uplink: "loopback".into(),
     }))

@@ -133,6 +133,7 @@ mod tests {
             mtu: 9000,
             speed: 25_000,
             queue_pairs: 3,
+            packed: true,
             offloads: Offloads::NONE,
             uplink: "loopback".into(),
         }

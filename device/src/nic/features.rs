@@ -224,6 +224,9 @@ impl Features {
         if config.queue_pairs > 1 {
             set |= bits([VIRTIO_NET_F_MQ]);
         }
+        if config.packed {
+            set |= bits([VIRTIO_F_RING_PACKED]);
+        }
         for &(offload, bit) in RECEIVE {
             if config.offloads.contains(offload) {
                 set |= 1 << bit;
@@ -321,6 +324,7 @@ mod tests {
             mtu: 1500,
             speed: 10_000,
             queue_pairs,
+            packed: false,
             offloads,
             uplink: "loopback".into(),
         }
@@ -344,6 +348,17 @@ mod tests {
         assert!(!offered.has(VIRTIO_NET_F_HOST_UFO));
         assert_eq!(offered.receive_offloads(), Offloads::ALL);
         assert_eq!(offered.transmit_offloads(), Offloads::ALL);
+    }
+
+    #[test]
+    fn packed_virtqueues_are_offered_where_they_are_wanted() {
+        let without = config(1, Offloads::NONE);
+        let with = NicConfig {
+            packed: true,
+            ..without.clone()
+        };
+        assert!(Features::offered(&with).has(VIRTIO_F_RING_PACKED));
+        assert!(!Features::offered(&without).has(VIRTIO_F_RING_PACKED));
     }
 
     #[test]

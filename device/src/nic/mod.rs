@@ -105,6 +105,8 @@ pub struct NicConfig {
     pub speed: u32,
     /// Pairs of receive and transmit queues (5.1.4, `max_virtqueue_pairs`).
     pub queue_pairs: u16,
+    /// Packed virtqueues are offered (2.8).
+    pub packed: bool,
     /// Offloads that the uplink can honour, both ways.
     pub offloads: Offloads,
     /// What the uplink is, for people: `tap:fer0`.

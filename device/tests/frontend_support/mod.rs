@@ -212,6 +212,7 @@ impl Device {
             mtu: 1500,
             speed: 10_000,
             queue_pairs: pairs,
+            packed: true,
             offloads: Offloads::ALL,
             uplink: "test".into(),
         }));

@@ -84,6 +84,7 @@ impl Make {
             mtu: 1500,
             speed: 10_000,
             queue_pairs: self.pairs,
+            packed: true,
             offloads: Offloads::ALL,
             uplink: "cable".into(),
         }))

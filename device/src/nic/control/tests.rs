@@ -16,6 +16,7 @@ fn config() -> NicConfig {
         mtu: 1500,
         speed: 10_000,
         queue_pairs: 4,
+        packed: true,
         offloads: Offloads::ALL,
         uplink: "loopback".into(),
     }
