@@ -9,6 +9,7 @@ mod interface;
 mod itself;
 mod kunit;
 mod link;
+mod rings;
 mod survival;
 mod trouble;
 mod user;
@@ -151,6 +152,7 @@ pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
         basics::TABLE,
         filters::TABLE,
         link::TABLE,
+        rings::TABLE,
         survival::TABLE,
         interface::TABLE,
         ethtool::TABLE,

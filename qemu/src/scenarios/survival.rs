@@ -27,7 +27,7 @@ pub const TABLE: &[Scenario] = &[
 const RESUME: Duration = Duration::from_secs(10);
 
 /// kill -9 under traffic, and a new backend: traffic resumes, and nobody touches the guest.
-fn kill_backend(bed: &mut Bed, form: Form) -> Result<()> {
+pub fn kill_backend(bed: &mut Bed, form: Form) -> Result<()> {
     for direction in [Direction::GuestToHost, Direction::HostToGuest] {
         let rounds = form.pick(2, 5);
         let client = Client::new(&bed.cable.server, direction, 3600);
@@ -62,7 +62,7 @@ fn works(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn rebind_driver(bed: &mut Bed, form: Form) -> Result<()> {
+pub fn rebind_driver(bed: &mut Bed, form: Form) -> Result<()> {
     for _ in 0..form.pick(2, 10) {
         // The C driver is two: the PCI device's and, on a bus of its own, the NIC's.
         bed.guest().sh(&format!(

@@ -84,7 +84,7 @@ pub const TABLE: &[Scenario] = &[
     ),
 ];
 
-fn contents_and_speed(bed: &mut Bed, form: Form) -> Result<()> {
+pub fn contents_and_speed(bed: &mut Bed, form: Form) -> Result<()> {
     whole(bed, form)?;
     for direction in [Direction::GuestToHost, Direction::HostToGuest] {
         let transfer =

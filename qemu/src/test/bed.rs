@@ -83,6 +83,7 @@ impl<'a> Bed<'a> {
         if let Some(mtu) = setup.mtu {
             options.extra.extend(["--mtu".into(), mtu.to_string()]);
         }
+        options.extra.extend(setup.serve.iter().map(|&o| o.into()));
         Backend::start(lab, &options)
     }
 

@@ -30,6 +30,8 @@ pub struct Setup {
     pub mtu: Option<u16>,
     /// More properties of QEMU's virtio-net-pci (all but the device attachment).
     pub properties: &'static [&'static str],
+    /// More options of `ferronic serve`.
+    pub serve: &'static [&'static str],
     /// What this setup is called beside NIC and uplink.
     pub label: &'static str,
     /// CPUs of the guest.
@@ -51,6 +53,7 @@ impl Setup {
             queues: 1,
             mtu: None,
             properties: &[],
+            serve: &[],
             label: "",
             cpus: 2,
             iommu: false,
@@ -98,6 +101,13 @@ impl Setup {
     ) -> Self {
         self.label = label;
         self.properties = properties;
+        self
+    }
+
+    /// With options of `ferronic serve`.
+    pub const fn serve(mut self, label: &'static str, options: &'static [&'static str]) -> Self {
+        self.label = label;
+        self.serve = options;
         self
     }
 
