@@ -36,6 +36,8 @@ pub struct Scenario {
     pub runs: Runs,
     /// What becomes of the bed.
     pub after: After,
+    /// Whether it is about the driver rather than about the NIC.
+    pub about_driver: bool,
     /// The drivers that it fits.
     pub drivers: &'static [Driver],
     /// The kernels that it fits.
@@ -57,6 +59,7 @@ impl Scenario {
             setups,
             runs: Runs::Always,
             after: After::Keep,
+            about_driver: false,
             drivers: &[Driver::C, Driver::Ferronic],
             kernels: &[Flavour::Base, Flavour::Debug],
             forgiven: &[],
@@ -147,22 +150,28 @@ const LOOPBACK: Setup = Setup::new(Attach::Netdev, Uplink::Loopback);
 /// All cases with these drivers on these kernels, those with the same setup one after another, those
 /// that spoil the bed at the end.
 pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
-    let tables = [
+    let about_nic = [
         itself::TABLE,
         basics::TABLE,
         filters::TABLE,
         link::TABLE,
         rings::TABLE,
         survival::TABLE,
+        user::TABLE,
+        variants::TABLE,
+    ];
+    let about_driver = [
         interface::TABLE,
         ethtool::TABLE,
         churn::TABLE,
         trouble::TABLE,
         kunit::TABLE,
-        user::TABLE,
-        variants::TABLE,
     ];
-    let scenarios: Vec<Scenario> = tables.concat();
+    let mut scenarios: Vec<Scenario> = about_nic.concat();
+    scenarios.extend(about_driver.concat().into_iter().map(|scenario| Scenario {
+        about_driver: true,
+        ..scenario
+    }));
     let mut setups: Vec<Setup> = Vec::new();
     for setup in scenarios.iter().flat_map(|s| s.setups) {
         if !setups.contains(setup) {

@@ -20,6 +20,7 @@ use crate::driver::Driver;
 use crate::lab::{Lab, Needs, Parts};
 use crate::scenarios::{self, Case, Runs};
 use crate::test::runner::Runner;
+use crate::test::setup::Port;
 
 /// The file in the directory of logs that tells the outer process how the scenarios went.
 const COUNTS: &str = "counts.json";
@@ -105,10 +106,21 @@ fn selected(args: &Args, options: &Options) -> Vec<Case> {
         .into_iter()
         .filter(|case| case.name().contains(filter))
         .filter(|case| args.full || case.scenario.runs == Runs::Always)
-        // A stranger's device with a stranger's driver tests nothing of ours, but that the scenarios
-        // are right; who wants that names the driver.
-        .filter(|case| options.driver.is_some() || !case.setup.is_strange())
+        .filter(|case| is_worth_it(case, args, options))
         .collect()
+}
+
+/// Whether a case is worth its time, where nobody has asked for it by the driver's or the kernel's name.
+fn is_worth_it(case: &Case, args: &Args, options: &Options) -> bool {
+    // With a stranger's driver, a stranger's device and what is about the driver only show that the
+    // scenarios are right.
+    let strange = case.setup.port == Port::Qemu || case.scenario.about_driver;
+    if case.setup.driver == Driver::C && strange && options.driver.is_none() {
+        return false;
+    }
+    // The debug kernel is slow. Its checks find on the usual beds most of what there is to find.
+    let rare = case.setup.kernel == Flavour::Debug && !case.setup.is_usual();
+    !rare || args.full || options.debug_kernel
 }
 
 /// What has to be made for them.

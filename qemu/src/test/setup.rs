@@ -111,9 +111,10 @@ impl Setup {
         self
     }
 
-    /// Whether neither the NIC nor its driver is ours.
-    pub fn is_strange(&self) -> bool {
-        self.port == Port::Qemu && self.driver == Driver::C
+    /// Whether the NIC is plain and on a tap, or behind an IOMMU.
+    pub fn is_usual(&self) -> bool {
+        let plain = self.label.is_empty() && self.queues == 1 && self.cpus == 2;
+        self.uplink == Uplink::Tap && self.mtu.is_none() && (plain || self.iommu)
     }
 
     /// With this driver on this kernel.
