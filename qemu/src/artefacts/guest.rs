@@ -25,10 +25,11 @@ pub const BYTES_CHECK: &str = include_str!("../../guest/bytes-check");
 /// Sends and receives single frames.
 pub const FRAMES: &str = include_str!("../../guest/frames");
 /// Our own programs in the guest, all in `/ferronic`.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("init", INIT),
     ("driver", include_str!("../../guest/driver")),
     ("fail-nth", include_str!("../../guest/fail-nth")),
+    ("soak", include_str!("../../guest/soak")),
     ("netdev-genl", include_str!("../../guest/netdev-genl")),
     ("carrier-watch", include_str!("../../guest/carrier-watch")),
     ("bytes-check", BYTES_CHECK),

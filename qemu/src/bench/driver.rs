@@ -3,9 +3,10 @@
 //!
 //! Two kinds of figures. Rates and delays are measured as users would, and vary with the host. What
 //! a packet costs the guest is counted in instructions: QEMU translates the guest one instruction a
-//! nanosecond of its clock (`-icount`), so the time that the guest's one CPU was not idle is the
-//! number of instructions it has executed, and that does not depend on the host. All of them count:
-//! the driver's, the stack's above it and iperf3's; the drivers differ, the rest is the same.
+//! nanosecond of its clock (`-icount`), so the guest's clock counts the instructions of its one CPU,
+//! and the host's load is nothing to it. A program in the guest uses up what nobody else wants
+//! (`qemu/guest/soak`); what is missing to what it gets when it is alone is what the load has cost.
+//! Everything counts: the driver, the stack above it, iperf3. The drivers differ, the rest is the same.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::accel::Accel;
 use crate::backend::Uplink;
 use crate::cable::INTERFACE;
 use crate::driver::Driver;
-use crate::guest::Guest;
+use crate::guest::{Guest, Running};
 use crate::lab::Lab;
 use crate::machine::nic::Attach;
 use crate::net::{HOST_IP, TAP};
@@ -42,6 +43,11 @@ const PEER: &str = "virtio_net";
 const DATAGRAM: u32 = 64;
 /// Octets of a frame that pktgen sends: the smallest that Ethernet knows, less the checksum.
 const FRAME: u32 = 60;
+/// Where the program that uses up what is left keeps its account.
+const SOAKED: &str = "/run/soak";
+/// How long it is left alone before what it gets is looked at, and for how long that is.
+const SETTLE: Duration = Duration::from_secs(3);
+const CALIBRATION: Duration = Duration::from_secs(10);
 /// How long a guest may take for a load, which `-icount` makes slow.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -183,14 +189,15 @@ fn costs(lab: &Lab, setup: Setup, driver: Driver) -> Result<Vec<(Figure, f64)>> 
     let guest = &rig.machine.guest;
     let server = &rig.cable.server;
     let mut all = Vec::new();
-    let packets = 300_000;
+    let counter = Counter::start(guest)?;
+    let packets = 100_000;
     pktgen(lab, guest, 1000)?;
-    let spent = counted(guest, || pktgen(lab, guest, packets).map(|_| ()))?;
+    let spent = counter.count(|| pktgen(lab, guest, packets).map(|_| ()))?;
     all.push((COST_PKTGEN, spent / packets as f64));
 
-    let count = 20_000;
+    let count = 5000;
     pings(guest, 100)?;
-    let spent = counted(guest, || pings(guest, count).map(|_| ()))?;
+    let spent = counter.count(|| pings(guest, count).map(|_| ()))?;
     all.push((COST_PING, spent / f64::from(count)));
 
     // So many octets, however long they take.
@@ -215,13 +222,13 @@ fn costs(lab: &Lab, setup: Setup, driver: Driver) -> Result<Vec<(Figure, f64)>> 
     ] {
         let options = format!("--bytes {mib}M");
         run(direction, "--bytes 4M")?;
-        let spent = counted(guest, || run(direction, &options).map(|_| ()))?;
+        let spent = counter.count(|| run(direction, &options).map(|_| ()))?;
         all.push((figure, spent / f64::from(mib * 1024)));
     }
-    // At a rate that the guest keeps up with: what a lost datagram cost is nobody's packet.
-    let options = format!("--udp --bandwidth 2M --length {DATAGRAM} --bytes 6M");
+    // At a rate that a guest keeps up with whose clock goes slowly.
+    let options = format!("--udp --bandwidth 1M --length {DATAGRAM} --bytes 1M");
     let mut got = 0.0;
-    let spent = counted(guest, || {
+    let spent = counter.count(|| {
         got = run(Direction::HostToGuest, &options)?;
         Ok(())
     })?;
@@ -230,23 +237,50 @@ fn costs(lab: &Lab, setup: Setup, driver: Driver) -> Result<Vec<(Figure, f64)>> 
     Ok(all)
 }
 
-/// Instructions that the guest executes meanwhile.
-fn counted(guest: &Guest, work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let before = busy_ns(guest)?;
-    work()?;
-    Ok(busy_ns(guest)? - before)
+/// Counts instructions in a guest on a counting clock.
+#[derive(Debug)]
+struct Counter<'a> {
+    guest: &'a Guest,
+    _soak: Running<'a>,
+    /// Instructions of a round of the program that uses up what is left.
+    round: f64,
 }
 
-/// Nanoseconds since boot that the guest's one CPU was not idle.
-fn busy_ns(guest: &Guest) -> Result<f64> {
-    let text = guest.sh("cat /proc/uptime")?;
-    parse_uptime(&text).with_context(|| format!("the guest's /proc/uptime says: {text}"))
+impl<'a> Counter<'a> {
+    /// Starts the program, and looks what it gets when it is alone.
+    fn start(guest: &'a Guest) -> Result<Self> {
+        let soak = guest.spawn(&format!("exec soak {SOAKED}"))?;
+        let mut counter = Counter {
+            guest,
+            _soak: soak,
+            round: 0.0,
+        };
+        std::thread::sleep(SETTLE);
+        let before = counter.read()?;
+        std::thread::sleep(CALIBRATION);
+        let after = counter.read()?;
+        counter.round = (after.0 - before.0) / (after.1 - before.1);
+        Ok(counter)
+    }
+
+    /// Nanoseconds, which are instructions, and rounds done.
+    fn read(&self) -> Result<(f64, f64)> {
+        let text = self.guest.sh(&format!("od -A n -t u8 -N 16 {SOAKED}"))?;
+        parse_pair(&text).with_context(|| format!("{SOAKED} holds: {text}"))
+    }
+
+    /// Instructions that others than the program execute meanwhile.
+    fn count(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let before = self.read()?;
+        work()?;
+        let after = self.read()?;
+        Ok((after.0 - before.0) - (after.1 - before.1) * self.round)
+    }
 }
 
-/// Seconds since boot and seconds idle (proc_uptime(5)), to a hundredth: the loads take some seconds.
-fn parse_uptime(text: &str) -> Option<f64> {
-    let (up, idle) = text.trim().split_once(' ')?;
-    Some((up.parse::<f64>().ok()? - idle.parse::<f64>().ok()?) * 1e9)
+fn parse_pair(text: &str) -> Option<(f64, f64)> {
+    let mut numbers = text.split_whitespace().map(|word| word.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 /// Sends small frames from the kernel as fast as it goes: packets a second.
@@ -324,10 +358,11 @@ mod tests {
         assert_eq!(parse_pktgen(pktgen), Some(85000.0));
         let ping = "--- 10.77.0.1 ping statistics ---\nrtt min/avg/max/mdev = 0.061/0.125/0.510/0.020 ms, ipg/ewma 0.1/0.1 ms\n";
         assert_eq!(parse_ping(ping), Some(125.0));
-        assert_eq!(parse_uptime("5.00 1.50\n"), Some(3.5e9));
-        for parse in [parse_pktgen, parse_ping, parse_uptime] {
+        assert_eq!(parse_pair("   5000  7\n"), Some((5000.0, 7.0)));
+        for parse in [parse_pktgen, parse_ping] {
             assert_eq!(parse("nonsense"), None);
         }
+        assert_eq!(parse_pair("5"), None);
     }
 
     #[test]
