@@ -183,6 +183,56 @@ void ferronic_timer_shutdown(struct ferronic_timer *timer)
 	timer_shutdown_sync(&timer->timer);
 }
 
+/* --- dynamic interrupt moderation that schedules ndo_work */
+
+static void ferronic_dim_work(struct work_struct *work)
+{
+	struct ferronic_dim *dim = container_of(work, struct ferronic_dim, dim.work);
+
+	netdev_work_sched(dim->dev, dim->events);
+}
+
+void ferronic_dim_init(struct ferronic_dim *dim, struct net_device *dev, unsigned long events)
+{
+	memset(dim, 0, sizeof(*dim));
+	INIT_WORK(&dim->dim.work, ferronic_dim_work);
+	dim->dim.mode = DIM_CQ_PERIOD_MODE_START_FROM_EQE;
+	dim->dev = dev;
+	dim->events = events;
+}
+
+/* From one context at a time. */
+void ferronic_dim_sample(struct ferronic_dim *dim, u16 interrupts, u64 packets, u64 bytes)
+{
+	struct dim_sample sample = {};
+
+	dim_update_sample(interrupts, packets, bytes, &sample);
+	net_dim(&dim->dim, &sample);
+}
+
+/* While there is a decision net_dim() changes nothing. */
+bool ferronic_dim_decision(struct ferronic_dim *dim, u32 *usecs, u32 *frames)
+{
+	struct dim_cq_moder moder;
+
+	if (READ_ONCE(dim->dim.state) != DIM_APPLY_NEW_PROFILE)
+		return false;
+	moder = net_dim_get_rx_moderation(dim->dim.mode, dim->dim.profile_ix);
+	*usecs = moder.usec;
+	*frames = moder.pkts;
+	return true;
+}
+
+void ferronic_dim_go_on(struct ferronic_dim *dim)
+{
+	WRITE_ONCE(dim->dim.state, DIM_START_MEASURE);
+}
+
+void ferronic_dim_cancel(struct ferronic_dim *dim)
+{
+	cancel_work_sync(&dim->dim.work);
+}
+
 /* --- NAPI */
 
 void ferronic_napi_add(struct net_device *dev, struct napi_struct *napi,

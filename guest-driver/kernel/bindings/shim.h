@@ -2,6 +2,7 @@
 #ifndef FERRONIC_SHIM_H
 #define FERRONIC_SHIM_H
 
+#include <linux/dim.h>
 #include <linux/ethtool.h>
 #include <linux/netdevice.h>
 #include <linux/pci.h>
@@ -67,6 +68,19 @@ void ferronic_timer_init(struct ferronic_timer *timer, struct net_device *dev);
 void ferronic_timer_start(struct ferronic_timer *timer, unsigned long events,
 			  unsigned int ms);
 void ferronic_timer_shutdown(struct ferronic_timer *timer);
+
+/* --- dynamic interrupt moderation that schedules ndo_work */
+struct ferronic_dim {
+	struct dim dim;
+	struct net_device *dev;
+	unsigned long events;
+};
+
+void ferronic_dim_init(struct ferronic_dim *dim, struct net_device *dev, unsigned long events);
+void ferronic_dim_sample(struct ferronic_dim *dim, u16 interrupts, u64 packets, u64 bytes);
+bool ferronic_dim_decision(struct ferronic_dim *dim, u32 *usecs, u32 *frames);
+void ferronic_dim_go_on(struct ferronic_dim *dim);
+void ferronic_dim_cancel(struct ferronic_dim *dim);
 
 /* --- NAPI */
 void ferronic_napi_add(struct net_device *dev, struct napi_struct *napi,

@@ -31,8 +31,10 @@ use kernel::{
     }, //
 };
 
-/// Octets of the memory for a command and its answer.
+/// Octets of the memory for a command and its acknowledgement.
 const ROOM: usize = 4096;
+/// Octets behind the acknowledgement, for what else the device answers.
+const ANSWER: usize = 256;
 /// How long an answer may take, in steps of [`STEP`].
 const STEPS: u32 = 20_000;
 /// Time between two looks for it.
@@ -68,6 +70,18 @@ pub(super) const MQ_RSS_CONFIG: Command = Command(4, 1);
 /// VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET.
 pub(super) const GUEST_OFFLOADS_SET: Command = Command(5, 0);
 
+/// VIRTIO_NET_CTRL_NOTF_COAL_TX_SET.
+pub(super) const NOTF_COAL_TX_SET: Command = Command(6, 0);
+/// VIRTIO_NET_CTRL_NOTF_COAL_RX_SET.
+pub(super) const NOTF_COAL_RX_SET: Command = Command(6, 1);
+/// VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET.
+pub(super) const NOTF_COAL_VQ_SET: Command = Command(6, 2);
+
+/// VIRTIO_NET_CTRL_STATS_QUERY.
+pub(super) const STATS_QUERY: Command = Command(8, 0);
+/// VIRTIO_NET_CTRL_STATS_GET.
+pub(super) const STATS_GET: Command = Command(8, 1);
+
 /// How many addresses fit in a table, both lists together.
 pub(super) const MAX_ADDRESSES: usize = (ROOM - 3 - 8) / size_of::<Address>();
 
@@ -90,7 +104,7 @@ impl<'a> ControlQueue<'a> {
         queue.disable_callback();
         Ok(Self {
             queue,
-            memory: Coherent::zeroed_slice(dev, ROOM, GFP_KERNEL)?,
+            memory: Coherent::zeroed_slice(dev, ROOM + ANSWER, GFP_KERNEL)?,
             doorbell,
             stuck: false,
         })
@@ -101,11 +115,27 @@ impl<'a> ControlQueue<'a> {
     /// `EOPNOTSUPP` if it refuses, `ETIMEDOUT` if it does not answer, `EIO` if it misbehaves:
     /// after the latter two only a reset helps.
     pub(super) fn execute(&mut self, command: Command, data: &[u8]) -> Result {
-        self.execute_parts(command, &[data])
+        self.execute_parts(command, &[data], 0).map(|_| ())
     }
 
-    /// The same with data in several parts.
-    fn execute_parts(&mut self, command: Command, parts: &[&[u8]]) -> Result {
+    /// Has the device execute a command that is answered with more than an acknowledgement.
+    /// Returns how many octets the answer has. Errors as in [`Self::execute`].
+    pub(super) fn ask(
+        &mut self,
+        command: Command,
+        data: &[u8],
+        answer: &mut [u8],
+    ) -> Result<usize> {
+        let room = answer.len().min(ANSWER);
+        let len = self.execute_parts(command, &[data], room)?.min(room);
+        for (i, octet) in answer.iter_mut().enumerate().take(len) {
+            *octet = io_read!(self.memory, [try: ROOM + i]);
+        }
+        Ok(len)
+    }
+
+    /// The same with data in several parts, and room for an answer. Returns the answer's length.
+    fn execute_parts(&mut self, command: Command, parts: &[&[u8]], answer: usize) -> Result<usize> {
         if self.stuck {
             return Err(ETIMEDOUT);
         }
@@ -128,7 +158,8 @@ impl<'a> ControlQueue<'a> {
         };
         let input = Segment {
             addr: addr.wrapping_add(ack as u64),
-            len: 1,
+            // CAST: At most `ANSWER` more.
+            len: 1 + answer as u32,
         };
         if self.queue.add(&[out], &[input], ()).is_err() {
             return Err(EIO);
@@ -136,9 +167,10 @@ impl<'a> ControlQueue<'a> {
         if self.queue.publish() {
             self.doorbell.ring();
         }
-        self.wait()?;
+        let written = self.wait()?;
         match io_read!(self.memory, [try: ack]) {
-            OK => Ok(()),
+            // CAST: Not more than it could write.
+            OK => Ok((written as usize).saturating_sub(1)),
             _ => Err(EOPNOTSUPP),
         }
     }
@@ -151,10 +183,11 @@ impl<'a> ControlQueue<'a> {
         Ok(())
     }
 
-    fn wait(&mut self) -> Result {
+    /// Waits for the answer. Returns how many octets were written.
+    fn wait(&mut self) -> Result<u32> {
         for step in 0..STEPS {
             match self.queue.pop() {
-                Ok(Some(_)) => return Ok(()),
+                Ok(Some(used)) => return Ok(used.len),
                 Ok(None) if step < SPINS => core::hint::spin_loop(),
                 Ok(None) => fsleep(STEP),
                 Err(_) => {
@@ -189,6 +222,8 @@ impl<'a> ControlQueue<'a> {
                 &length(multicast)?,
                 multicast.as_flattened(),
             ],
+            0,
         )
+        .map(|_| ())
     }
 }

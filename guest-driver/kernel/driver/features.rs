@@ -49,6 +49,12 @@ pub(super) const GUEST_ANNOUNCE: Features = Features::bit::<21>();
 pub(super) const MQ: Features = Features::bit::<22>();
 /// The address can be set by a command.
 pub(super) const CTRL_MAC_ADDR: Features = Features::bit::<23>();
+/// The device tells statistics of its own.
+pub(super) const DEVICE_STATS: Features = Features::bit::<50>();
+/// The device holds interrupts back, of single queues.
+pub(super) const VQ_NOTF_COAL: Features = Features::bit::<52>();
+/// The device holds interrupts back, of all queues.
+pub(super) const NOTF_COAL: Features = Features::bit::<53>();
 /// The driver takes large UDP packets over IPv4.
 pub(super) const GUEST_USO4: Features = Features::bit::<54>();
 /// The driver takes large UDP packets over IPv6.
@@ -86,6 +92,9 @@ pub(super) const WANTED: Features = CSUM
     .with(GUEST_ANNOUNCE)
     .with(MQ)
     .with(CTRL_MAC_ADDR)
+    .with(DEVICE_STATS)
+    .with(NOTF_COAL)
+    .with(VQ_NOTF_COAL)
     .with(RSS)
     .with(SPEED_DUPLEX)
     .with(Features::INDIRECT_DESC)
@@ -116,6 +125,9 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
     Requirement::new(GUEST_ANNOUNCE, STATUS),
     Requirement::new(MQ, CTRL_VQ),
     Requirement::new(RSS, CTRL_VQ),
+    Requirement::new(DEVICE_STATS, CTRL_VQ),
+    Requirement::new(NOTF_COAL, CTRL_VQ),
+    Requirement::new(VQ_NOTF_COAL, CTRL_VQ),
     Requirement::new(CTRL_MAC_ADDR, CTRL_VQ),
 ];
 

@@ -19,7 +19,10 @@ use super::{
         Fixed,
         Link, //
     },
-    control::ControlQueue,
+    control::{
+        self,
+        ControlQueue, //
+    },
     features,
     interrupts::{
         Configuration,
@@ -37,7 +40,8 @@ use super::{
         self,
         Rx, //
     },
-    tx::Tx, //
+    tx::Tx,
+    Work, //
 };
 use crate::{
     dma::{
@@ -46,7 +50,9 @@ use crate::{
     },
     irq::Vectors,
     net::{
+        self,
         ethtool::Rings,
+        Decisions,
         Device,
         PagePool,
         MAX_SEGMENTS, //
@@ -100,6 +106,10 @@ pub(super) struct Driven<'a> {
     pub(super) control: Option<ControlQueue<'a>>,
     /// Sizes of its queues.
     pub(super) rings: Rings,
+    /// Kinds of statistics that the device has.
+    pub(super) statistics: u64,
+    /// What is decided about interrupts of receive queues, where the device can hold them back.
+    pub(super) decisions: KVec<Decisions>,
     /// Receive queues while they are not polled.
     rx: KVec<Option<Rx<'a>>>,
     /// Polling is on for so many pairs.
@@ -169,11 +179,11 @@ fn order_of(octets: u32) -> u32 {
 }
 
 /// The numbers of the queues of pair `index` (5.1.2).
-fn rx_queue(index: u16) -> u16 {
+pub(super) fn rx_queue(index: u16) -> u16 {
     index * 2
 }
 
-fn tx_queue(index: u16) -> u16 {
+pub(super) fn tx_queue(index: u16) -> u16 {
     index * 2 + 1
 }
 
@@ -190,6 +200,15 @@ fn agree(transport: &Transport<'_>) -> Result<(Features, Fixed, Link)> {
         Ok((features, fixed, Link::read(transport, features)?))
     };
     read().inspect_err(|_| transport.fail())
+}
+
+/// Asks which statistics the device has. None if it does not say.
+fn kinds_of_statistics(queue: &mut ControlQueue<'_>) -> u64 {
+    let mut kinds = [0; 8];
+    match queue.ask(control::STATS_QUERY, &[], &mut kinds) {
+        Ok(8) => u64::from_le_bytes(kinds),
+        _ => 0,
+    }
 }
 
 impl<'a> Nic<'a> {
@@ -218,6 +237,8 @@ impl<'a> Nic<'a> {
             link,
             control: None,
             rings: Rings::default(),
+            decisions: KVec::new(),
+            statistics: 0,
             rx: KVec::new(),
             running: 0,
             frame: dev.mtu().max(super::config::ETHERNET_MTU) + FRAME_OVERHEAD,
@@ -254,7 +275,12 @@ impl<'a> Nic<'a> {
         let (rx_size, tx_size) = (rings.rx.try_into()?, rings.tx.try_into()?);
         driven.rings = rings;
         for index in 0..pairs {
-            let rx = self.make_rx(index, driven.features, driven.frame, rx_size)?;
+            let mut rx = self.make_rx(index, driven.features, driven.frame, rx_size)?;
+            if self.can_adapt(driven.features) {
+                let (sampler, decisions) = net::dim(dev, Work::MODERATE)?;
+                rx.sampler = Some(sampler);
+                driven.decisions.push(decisions, GFP_KERNEL)?;
+            }
             let addresses = rx.queue.addresses();
             driven.rx.push(Some(rx), GFP_KERNEL)?;
             transport.enable_queue(rx_queue(index), &addresses, vector_of(index))?;
@@ -264,7 +290,11 @@ impl<'a> Nic<'a> {
             driven.control = Some(self.make_control(driven.features, &driven.fixed)?);
         }
         self.request_interrupts(dev, vectors)?;
-        transport.driver_ok()
+        transport.driver_ok()?;
+        if driven.features.contains(features::DEVICE_STATS) {
+            driven.statistics = driven.control.as_mut().map_or(0, kinds_of_statistics);
+        }
+        Ok(())
     }
 
     /// The size for queue `index`: what is wished, as far as the device can.
@@ -593,7 +623,7 @@ impl<'a> Nic<'a> {
         if control.wishes.open {
             self.start_queues(dev, control)?;
         }
-        dev.schedule_work(super::Work::CONFIG);
+        dev.schedule_work(Work::CONFIG);
         Ok(())
     }
 

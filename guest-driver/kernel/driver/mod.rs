@@ -8,8 +8,10 @@
 
 #![deny(unsafe_code)]
 
+mod coalesce;
 mod config;
 mod control;
+mod device_stats;
 mod ethtool;
 mod features;
 mod header;
@@ -52,6 +54,8 @@ impl Work {
     const CONFIG: usize = 1;
     /// The device has to be reset.
     const RESET: usize = 2;
+    /// It was decided how to hold interrupts back.
+    const MODERATE: usize = 4;
 }
 
 /// Says what a device did to a queue, if that was not said too often.

@@ -20,7 +20,10 @@ use super::{
 use crate::{
     net::{
         self,
-        ethtool::LinkSettings,
+        ethtool::{
+            Coalesce,
+            LinkSettings, //
+        },
         Address,
         Addresses,
         BaseStats,
@@ -75,6 +78,10 @@ pub(super) struct Wishes {
     pub(super) tx_size: u16,
     /// How received packets are spread over queues, where the device lets us choose.
     pub(super) rss: Option<Rss>,
+    /// How interrupts are held back where nothing else was said of a pair.
+    pub(super) coalesce: Coalesce,
+    /// The same of each pair.
+    pub(super) pair_coalesce: KVec<Coalesce>,
     /// What the user says of the link.
     pub(super) link: Option<LinkSettings>,
 }
@@ -121,6 +128,7 @@ impl<'a> Nic<'a> {
             let rx = RxPoll {
                 index,
                 stats: RxStats::default(),
+                adaptive: Atomic::new(false),
                 tx: tx.clone(),
                 dev: dev.weak(),
                 pdev,
@@ -143,6 +151,8 @@ impl<'a> Nic<'a> {
                 rx_size: 0,
                 tx_size: 0,
                 rss: None,
+                coalesce: Coalesce::default(),
+                pair_coalesce: KVec::from_elem(Coalesce::default(), pairs.into(), GFP_KERNEL)?,
                 link: None,
             },
             driven: None,
@@ -304,6 +314,7 @@ impl<'a> Nic<'a> {
         }
         self.tell_rx_mode(control)?;
         self.tell_offloads(control)?;
+        self.tell_coalesce_again(control)?;
         let filters = control
             .driven
             .as_ref()
@@ -529,6 +540,11 @@ impl<'a> Operations for Nic<'a> {
     fn work(&self, dev: &Device<Self>, events: usize) {
         if events & Work::RESET != 0 {
             self.recover(dev, "a queue is stuck or broken");
+        }
+        if events & Work::MODERATE != 0 {
+            let mut control = self.control.lock();
+            self.moderate(&mut control);
+            self.check_control(dev, &control);
         }
         if events & Work::CONFIG != 0 {
             self.configuration_changed(dev);

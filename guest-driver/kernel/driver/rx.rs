@@ -36,6 +36,7 @@ use crate::{
         PollContext,
         PoolBuffer,
         Progress,
+        Sampler,
         SkBuff,
         WeakDevice,
         SKB_TAIL, //
@@ -52,7 +53,13 @@ use kernel::{
     device::Bound,
     pci,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
 };
 
 /// Room before the header: for headers of tunnels and links that a packet is forwarded to.
@@ -80,6 +87,8 @@ pub(super) struct Rx<'a> {
     pub(super) queue: Virtqueue<PoolBuffer>,
     pool: PagePool,
     doorbell: Doorbell<'a>,
+    /// Chooses how interrupts are held back, if the device can do that.
+    pub(super) sampler: Option<Sampler>,
     /// Packets may be in several buffers.
     mergeable: bool,
     /// Headers may say something of checksums and sizes of segments.
@@ -121,6 +130,7 @@ impl<'a> Rx<'a> {
             queue,
             pool,
             doorbell,
+            sampler: None,
             mergeable,
             offloads: features.contains(features::GUEST_CSUM),
             size,
@@ -369,6 +379,8 @@ impl<'a> Rx<'a> {
 pub(super) struct RxPoll<'a> {
     pub(super) index: u32,
     pub(super) stats: RxStats,
+    /// Interrupts are held back by what arrives.
+    pub(super) adaptive: Atomic<bool>,
     pub(super) tx: Arc<Napi<TxPoll<'a>>>,
     pub(super) dev: WeakDevice<Nic<'a>>,
     pub(super) pdev: &'a pci::Device<Bound>,
@@ -400,6 +412,9 @@ impl<'a> Poll for RxPoll<'a> {
         // Without a buffer there is no interrupt that leads here: try again.
         let starved = !filled && rx.queue.outstanding() == 0;
         if packets < budget && !starved && !rx.queue.enable_callback() {
+            if self.adaptive.load(Relaxed) {
+                self.sample(rx);
+            }
             return Progress::Done(packets);
         }
         Progress::More(packets)
@@ -411,6 +426,17 @@ impl<'a> Poll for RxPoll<'a> {
 }
 
 impl RxPoll<'_> {
+    fn sample(&self, rx: &mut Rx<'_>) {
+        let stats = &self.stats;
+        if let Some(sampler) = &mut rx.sampler {
+            sampler.sample(
+                stats.interrupts.get(),
+                stats.packets.get(),
+                stats.bytes.get(),
+            );
+        }
+    }
+
     #[cold]
     fn report(&self, rx: &Rx<'_>) {
         self.stats.broken.add(1);

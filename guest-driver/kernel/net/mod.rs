@@ -10,6 +10,7 @@
 //! C header: [`include/linux/netdevice.h`](srctree/include/linux/netdevice.h)
 
 mod device;
+mod dim;
 pub(crate) mod ethtool;
 pub(crate) mod features;
 mod napi;
@@ -25,6 +26,12 @@ pub(crate) use device::{
     Registration,
     Setup,
     WeakDevice, //
+};
+pub(crate) use dim::{
+    new as dim,
+    Decisions,
+    Moderation,
+    Sampler, //
 };
 pub(crate) use features::Features;
 pub(crate) use napi::{

@@ -44,8 +44,9 @@ const MIN_RING: u32 = 64;
 
 #[vtable]
 impl Ethtool for Nic<'_> {
-    const COALESCE_PARAMETERS: CoalesceParameters =
-        CoalesceParameters::USECS.with(CoalesceParameters::FRAMES);
+    const COALESCE_PARAMETERS: CoalesceParameters = CoalesceParameters::USECS
+        .with(CoalesceParameters::FRAMES)
+        .with(CoalesceParameters::ADAPTIVE_RX);
     const REGS_VERSION: u32 = registers::VERSION;
     const SELF_TESTS: &'static [&'static str] = &self_test::NAMES;
 
@@ -127,8 +128,16 @@ impl Ethtool for Nic<'_> {
         self.change_coalesce(dev, coalesce, ack)
     }
 
-    fn get_ethtool_stats(&self, _dev: &Device<Self>, list: &mut Statistics<'_>) {
-        self.tell_statistics(list);
+    fn get_per_queue_coalesce(&self, _dev: &Device<Self>, queue: u32) -> Result<Coalesce> {
+        self.queue_coalesce(queue)
+    }
+
+    fn set_per_queue_coalesce(&self, dev: &Device<Self>, queue: u32, coalesce: Coalesce) -> Result {
+        self.change_queue_coalesce(dev, queue, coalesce)
+    }
+
+    fn get_ethtool_stats(&self, dev: &Device<Self>, list: &mut Statistics<'_>) {
+        self.tell_statistics(dev, list);
     }
 
     fn get_regs_len(&self, _dev: &Device<Self>) -> u32 {

@@ -78,6 +78,11 @@ impl<'a> Statistics<'a> {
         }
     }
 
+    /// Whether values are wanted: else it does not matter what they are.
+    pub(crate) fn wants_values(&self) -> bool {
+        matches!(self.wanted, Wanted::Values(_))
+    }
+
     /// How many were told.
     pub(super) fn told(&self) -> u32 {
         u32::try_from(self.told).unwrap_or(u32::MAX)
