@@ -14,6 +14,8 @@ use crate::lab::Lab;
 
 /// How much longer than asked for a transfer may take.
 const GRACE: Duration = Duration::from_secs(20);
+/// How long the server may take to be done with the client before: it looks after one at a time.
+const SERVER_FREE: Duration = Duration::from_secs(10);
 
 /// Which way the data go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,15 +141,34 @@ impl Client {
 
     /// Runs it to its end.
     pub fn run(&self, guest: &Guest) -> Result<Transfer> {
-        let output = guest.try_sh(&self.command(), self.limit())?;
-        Transfer::parse(&output.stdout).with_context(|| {
-            format!(
-                "in the guest, `{}` failed: {}",
-                self.command(),
-                output.stderr
-            )
-        })
+        let start = Instant::now();
+        loop {
+            let output = guest.try_sh(&self.command(), self.limit())?;
+            match Transfer::parse(&output.stdout) {
+                Err(e) if is_turned_away(&e) && start.elapsed() < SERVER_FREE => {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                result => {
+                    return result.with_context(|| {
+                        format!(
+                            "in the guest, `{}` failed: {}",
+                            self.command(),
+                            output.stderr
+                        )
+                    });
+                }
+            }
+        }
     }
+}
+
+/// Whether it was another client's turn: the server says so and hangs up, and sometimes only the
+/// latter arrives.
+fn is_turned_away(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    ["the server is busy", "unable to receive control message"]
+        .iter()
+        .any(|sign| text.contains(sign))
 }
 
 /// Waits until the traffic that is under way has moved this many bytes.
@@ -212,7 +233,9 @@ mod tests {
     fn what_iperf3_complains_of_is_told() {
         let error = Transfer::parse(r#"{"error": "the server is busy"}"#).unwrap_err();
         assert!(error.to_string().contains("busy"));
-        assert!(Transfer::parse("").is_err());
+        assert!(is_turned_away(&error));
+        let error = Transfer::parse("").unwrap_err();
+        assert!(!is_turned_away(&error));
         assert!(Transfer::parse(r#"{"end": {}}"#).is_err());
     }
 }
