@@ -53,7 +53,7 @@ pub struct System {
     pub kernel: Kernel,
     /// The guest's root file system.
     pub image: PathBuf,
-    /// The disk with our driver, if it was asked for.
+    /// The tar file with our driver, if it was asked for.
     pub module: Option<PathBuf>,
 }
 
@@ -92,7 +92,7 @@ pub fn prepare(options: &Options, needs: Needs) -> Result<Parts> {
         Ok(System {
             image: guest::image(&cache, &tools, &kernel)?,
             module: match needs.module {
-                true => Some(module::image(&cache, &tools, &kernel)?),
+                true => Some(module::archive(&cache, &tools, &kernel)?),
                 false => None,
             },
             kernel,

@@ -6,11 +6,12 @@
 //! in the checkout. A build takes seconds, and starts from nothing: nearly all of the module is one
 //! crate, of which the compiler would keep nothing.
 //!
-//! The guest gets it as a small ext4 image, a disk of its own beside the root disk.
+//! The guest gets it as a tar file that the machine puts behind the root file system, on the same
+//! disk: the kernel finds several disks in any order, and has to name the one with its root.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -23,14 +24,15 @@ use crate::sandbox::tool::ToolRoot;
 
 /// The module's file.
 const MODULE: &str = "ferronic.ko";
+const ARCHIVE: &str = "module.tar";
 
 /// Where the module's source is.
 pub fn source() -> PathBuf {
     workspace().join("guest-driver/kernel")
 }
 
-/// Returns the image of a disk with the module on it, made if it is not there.
-pub fn image(cache: &Cache, tools: &ToolRoot, kernel: &Kernel) -> Result<PathBuf> {
+/// Returns a tar file with the module in it, made if it is not there. Its size is in whole MiB.
+pub fn archive(cache: &Cache, tools: &ToolRoot, kernel: &Kernel) -> Result<PathBuf> {
     let Some(tree) = &kernel.tree else {
         bail!(
             "the driver ferronic is built for the lab's own kernel: leave --kernel away, or take --driver c"
@@ -38,7 +40,7 @@ pub fn image(cache: &Cache, tools: &ToolRoot, kernel: &Kernel) -> Result<PathBuf
     };
     let sources = Sources::read(&source())?;
     let mut key = Key::new("module")
-        .with("1")
+        .with("2")
         .with_artefact(cache, &kernel.image);
     for (name, text) in &sources.0 {
         key = key.with(name.as_os_str().as_encoded_bytes()).with(text);
@@ -61,19 +63,19 @@ pub fn image(cache: &Cache, tools: &ToolRoot, kernel: &Kernel) -> Result<PathBuf
                 String::from_utf8_lossy(&output.stderr)
             );
         }
-        let disk = part.join("disk");
-        fs::create_dir(&disk)?;
-        fs::copy(copy.join(MODULE), disk.join(MODULE))
+        fs::copy(copy.join(MODULE), part.join(MODULE))
             .with_context(|| format!("the build made no {MODULE}"))?;
-        let mut mke2fs = tools.command("mke2fs");
-        mke2fs.args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"]);
-        mke2fs.arg(&disk).arg(part.join("module.ext4")).arg("64M");
-        run_logged(&mut mke2fs, &part.join("log"))?;
+        let mut tar = Command::new("tar");
+        // Records of 2048 blocks are 1 MiB.
+        tar.args(["--owner=0", "--group=0", "--blocking-factor=2048"]);
+        tar.arg("-cf").arg(part.join(ARCHIVE));
+        tar.arg("-C").arg(part).arg(MODULE);
+        run_logged(&mut tar, &part.join("log"))?;
         fs::remove_dir_all(&copy)?;
         step.done();
         Ok(())
     })?;
-    Ok(dir.join("module.ext4"))
+    Ok(dir.join(ARCHIVE))
 }
 
 /// The files that the module is built from, with their paths in its directory, in order.

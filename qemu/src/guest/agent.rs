@@ -18,8 +18,10 @@ use crate::machine::wire::{Wire, WireError, answer};
 
 /// How long the agent may take for an answer. Under TCG on a busy host it has been seen to take seconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// How long an answer to a sync is waited for before asking again.
-const SYNC_EVERY: Duration = Duration::from_millis(200);
+/// How long an answer to the first sync is waited for before asking again, and to later ones at most.
+/// Questions that nobody reads fill the socket's buffer, while a slow guest boots: not too many.
+const SYNC_FIRST: Duration = Duration::from_millis(200);
+const SYNC_EVERY: Duration = Duration::from_secs(3);
 const DELIMITER: u8 = 0xff;
 
 #[derive(Debug)]
@@ -67,12 +69,15 @@ impl Agent {
     /// Waits until the agent answers, and until that answer is the last thing on the line.
     pub fn sync(&mut self, deadline: Instant, mut alive: impl FnMut() -> bool) -> Result<()> {
         self.synced = false;
+        let mut patience = SYNC_FIRST;
         loop {
             self.last_id += 1;
             self.wire.discard_pending();
             self.wire.send_bytes(&[DELIMITER])?;
             self.wire.send(&guest_sync_delimited { id: self.last_id })?;
-            match self.await_sync(deadline.min(Instant::now() + SYNC_EVERY)) {
+            let answer = self.await_sync(deadline.min(Instant::now() + patience));
+            patience = (patience * 2).min(SYNC_EVERY);
+            match answer {
                 Ok(()) => {
                     self.synced = true;
                     return Ok(());

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! QEMU machines.
 //!
-//! Every machine is a q35 with shared memory, an NVMe disk (thrown away changes) and
-//! with our driver a second one that has the driver on it, a console that goes to a log file or the terminal, and a second serial port for the
+//! Every machine is a q35 with shared memory, one NVMe disk (thrown away changes) that
+//! may have our driver behind the root file system (see [`disk`]), a console that goes to a log file or the terminal, and a second serial port for the
 //! guest agent. Only the NIC differs: see [`nic`].
 
+mod disk;
 pub mod nic;
 pub mod qmp;
 pub mod wire;
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use crate::artefacts::kernel::Flavour;
 use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::lab::Lab;
+use disk::Disk;
 use nic::Nic;
 use qmp::Qmp;
 
@@ -118,6 +120,7 @@ impl Machine {
             agent: lab.run.dir.join(format!("{id}.agent")),
             console: lab.run.logs.join(format!("{id}.console.log")),
             qemu: lab.run.logs.join(format!("{id}.qemu.log")),
+            disk: lab.run.dir.join(format!("{id}.vmdk")),
         };
         let arguments = arguments(lab, spec, accel, &files)?;
         let mut command = lab.qemu();
@@ -225,6 +228,7 @@ struct Files {
     agent: PathBuf,
     console: PathBuf,
     qemu: PathBuf,
+    disk: PathBuf,
 }
 
 fn connect(process: &mut Child, files: &Files, deadline: Instant) -> Result<(Qmp, Guest)> {
@@ -259,6 +263,7 @@ fn failure(process: &mut Child, spec: &Spec, files: &Files, command_line: &str) 
 
 fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Result<Vec<String>> {
     let system = lab.system(spec.kernel)?;
+    let disk = Disk::make(system, &files.disk)?;
     let mut args: Vec<String> = Vec::new();
     let mut add = |flag: &str, value: String| {
         args.push(flag.to_owned());
@@ -287,24 +292,9 @@ fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Result<Vec<
         add("-device", "intel-iommu".into());
     }
     add("-kernel", system.kernel.image.display().to_string());
-    add("-append", kernel_command_line(spec));
-    // One controller for all disks: the kernel finds controllers in any order.
-    add("-device", "nvme,id=disks,serial=lab".into());
-    let mut disk = |name: &str, nsid: u32, image: &Path| {
-        let image = image.display();
-        add(
-            "-drive",
-            format!("if=none,id={name},format=raw,snapshot=on,file={image}"),
-        );
-        add(
-            "-device",
-            format!("nvme-ns,drive={name},bus=disks,nsid={nsid}"),
-        );
-    };
-    disk("root", 1, &system.image);
-    if let Some(module) = &system.module {
-        disk("module", 2, module);
-    }
+    add("-append", kernel_command_line(spec, &disk));
+    add("-drive", disk.drive());
+    add("-device", "nvme,drive=root,serial=root".into());
     if spec.shell {
         add("-chardev", "stdio,id=console,mux=on,signal=off".into());
     } else {
@@ -335,7 +325,7 @@ fn arguments(lab: &Lab, spec: &Spec, accel: Accel, files: &Files) -> Result<Vec<
     Ok(args)
 }
 
-fn kernel_command_line(spec: &Spec) -> String {
+fn kernel_command_line(spec: &Spec, disk: &Disk) -> String {
     let mut line = format!(
         "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rootwait rw init={INIT_PATH} panic=-1 random.trust_cpu=on dummy.numdummies=0"
     );
@@ -346,7 +336,12 @@ fn kernel_command_line(spec: &Spec) -> String {
         " loglevel=5"
     };
     if spec.kernel == Flavour::Debug {
-        line += " log_buf_len=4M kmemleak=on";
+        // With five levels of page tables, an interrupt early in boot, when the kernel has forgotten
+        // its CPU's features for a moment, makes KASAN look for its shadow in the wrong place.
+        line += " log_buf_len=4M kmemleak=on kunit.enable=1 no5lvl";
+    }
+    if let Some(mib) = disk.module_at_mib {
+        line += &format!(" lab.module={mib}");
     }
     if let Some(driver) = spec.driver {
         line += " lab.driver=";
