@@ -9,6 +9,7 @@
 //! | [`cli`] | the command line, one file a subcommand |
 //! | [`control`] | the control socket: server and client |
 //! | [`frontend`] | where the NIC is plugged in: vhost-user, guest memory |
+//! | [`switch`] | several NICs in one process, and what goes on between them |
 //! | [`datapath`] | the workers: ring <-> uplink |
 //! | [`uplink`] | where the cable goes: loopback, tap, passt |
 //! | [`ring`] | descriptor rings over guest memory |
@@ -25,4 +26,5 @@ pub mod frontend;
 pub mod nic;
 pub mod ring;
 pub mod socket;
+pub mod switch;
 pub mod uplink;

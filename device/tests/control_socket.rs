@@ -47,7 +47,7 @@ fn start() -> Running {
     let stop = Stop::new().unwrap();
     let bound = bind(&path, Access::Owner).unwrap();
     let commands = Commands::new(Arc::clone(&nic), stop.clone(), false);
-    let server = Server::new(bound, &nic, commands).unwrap();
+    let server = Server::new(bound, commands).unwrap();
     let (loop_stop, subscriber) = (stop.clone(), stop.subscriber());
     let thread = std::thread::spawn(move || {
         let mut event_loop = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ControlArgs, Failure, print, print_json};
+use super::{ControlArgs, Failure, port_argument, print, print_json};
 use crate::control::client::Client;
 use crate::control::replies::{LinkReply, LinkSetReply};
 use crate::control::stop::Stop;
@@ -36,6 +36,10 @@ enum Action {
 struct Common {
     #[command(flatten)]
     control: ControlArgs,
+
+    /// The port of a switch; `uplink` is its way out.
+    #[arg(long, value_name = "NAME")]
+    port: Option<String>,
 
     /// Print JSON.
     #[arg(long)]
@@ -75,14 +79,16 @@ fn name(up: bool) -> &'static str {
     if up { "up" } else { "down" }
 }
 
-fn set_link(client: &mut Client, up: bool) -> Result<LinkSetReply, Failure> {
-    let answer = client.execute("link-set", json!({"up": up}))?;
+fn set_link(client: &mut Client, common: &Common, up: bool) -> Result<LinkSetReply, Failure> {
+    let mut arguments = port_argument(common.port.as_deref());
+    arguments.insert("up".into(), up.into());
+    let answer = client.execute("link-set", arguments.into())?;
     serde_json::from_value(answer)
         .map_err(|e| Failure::Operation(format!("cannot read the answer to link-set: {e}")))
 }
 
 fn set(common: &Common, up: bool) -> Result<(), Failure> {
-    let reply = set_link(&mut common.control.connect()?, up)?;
+    let reply = set_link(&mut common.control.connect()?, common, up)?;
     if common.json {
         return print_json(&json!({"up": up, "changed": reply.changed}));
     }
@@ -92,11 +98,12 @@ fn set(common: &Common, up: bool) -> Result<(), Failure> {
 
 fn show(common: &Common) -> Result<(), Failure> {
     let mut client = common.control.connect()?;
+    let arguments = port_argument(common.port.as_deref());
     if common.json {
-        let link: Value = client.query("query-link")?;
+        let link: Value = client.ask("query-link", arguments)?;
         return print_json(&link);
     }
-    let link: LinkReply = client.query("query-link")?;
+    let link: LinkReply = client.ask("query-link", arguments)?;
     print(&describe(&link))
 }
 
@@ -120,10 +127,10 @@ fn run_flap(flap: &Flap) -> Result<(), Failure> {
     let mut done = 0;
     let mut last = false;
     while done < flap.count && !last {
-        set_link(&mut client, false)?;
+        set_link(&mut client, &flap.common, false)?;
         last = stop.wait(Duration::from_millis(flap.down_ms.into()));
         // Whatever happened: the cable goes back in.
-        set_link(&mut client, true)?;
+        set_link(&mut client, &flap.common, true)?;
         done += 1;
         last = last || (done < flap.count && stop.wait(Duration::from_millis(flap.up_ms.into())));
     }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::{Map, Value};
 
 use crate::control::client::{Client, ClientError, DEFAULT_TIMEOUT};
 
@@ -17,6 +18,7 @@ pub mod follow;
 pub mod frontend_socket;
 pub mod link;
 pub mod man;
+pub mod port;
 pub mod qemu_args;
 pub mod quit;
 pub mod serve;
@@ -58,6 +60,8 @@ pub enum Command {
     Serve(Box<serve_options::ServeArgs>),
     /// Pull the cable, put it back, or see whether it is in.
     Link(link::LinkArgs),
+    /// Add ports to a switch, remove them, or see what is at them.
+    Port(port::PortArgs),
     /// Print what the NIC has counted, by queue.
     Stats(stats::StatsArgs),
     /// Print what the NIC is, its link, and who is plugged in.
@@ -90,6 +94,12 @@ impl ControlArgs {
     pub fn connect(&self) -> Result<Client, ClientError> {
         Client::connect(&self.control, Duration::from_secs(self.timeout))
     }
+}
+
+/// The arguments of a command that may be for a port of a switch.
+pub fn port_argument(port: Option<&str>) -> Map<String, Value> {
+    let port = port.map(|port| ("port".into(), port.into()));
+    port.into_iter().collect()
 }
 
 /// Why a subcommand failed; decides the exit code.
@@ -154,6 +164,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(*args),
         Command::Link(args) => link::run(&args),
+        Command::Port(args) => port::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Quit(args) => quit::run(&args),

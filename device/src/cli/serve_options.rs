@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The options of `ferronic serve`: as given, and checked.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
 use super::Failure;
 use super::frontend_socket::FrontendAddress;
+use crate::control::ports::{PortDefaults, PortSpec, random_mac};
 use crate::nic::offload::Offloads;
 use crate::nic::{MacAddress, NicConfig};
+use crate::switch::vlan::VlanMode;
 use crate::uplink::UplinkSpec;
 
 /// VIRTIO 1.3, 5.1.4.1: not below 68; a `le16` on the wire.
@@ -33,9 +37,17 @@ Exit codes: 0 ended as asked, 1 something failed, 2 the command line is wrong.";
 #[derive(Clone, Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct ServeArgs {
-    /// Listen here for the frontend (QEMU's -chardev socket,path=...).
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"])]
-    socket_path: Option<PathBuf>,
+    /// Listen here for the frontend (QEMU's -chardev socket,path=...). With --uplink switch it may
+    /// be given several times: each is a port with a NIC of its own.
+    #[arg(long, value_name = "PATH")]
+    socket_path: Vec<PathBuf>,
+
+    /// A port of the switch, as key=value pairs with commas between them: socket=PATH, name=NAME
+    /// [default: p0, p1, ...], mac=MAC, and its VLANs: vlan=N for a port of one VLAN without tags, or
+    /// trunk=all or trunk=10+20-29 for one with tags, and native=N for the VLAN that has none there
+    /// [default: trunk=all,native=1].
+    #[arg(long, value_name = "SPEC")]
+    port: Vec<PortSpec>,
 
     /// Take the frontend's socket, listening or connected, from this inherited file descriptor.
     #[arg(long, value_name = "FD", conflicts_with = "socket_path",
@@ -52,9 +64,15 @@ pub struct ServeArgs {
     control: Option<PathBuf>,
 
     /// Where the cable goes: loopback (what the guest sends comes back to it), tap:NAME (a tap
-    /// interface of the host), user (the host's network through passt, without privileges).
+    /// interface of the host), user (the host's network through passt, without privileges), switch
+    /// (a switch between several guests), or switch:tap:NAME or switch:user (the same with such a
+    /// way out).
     #[arg(long, value_name = "UPLINK", default_value = "loopback")]
-    uplink: UplinkSpec,
+    uplink: Uplink,
+
+    /// VLANs of the switch's way out, as in --port [default: trunk=all,native=1].
+    #[arg(long, value_name = "SPEC")]
+    uplink_vlans: Option<PortSpec>,
 
     /// Pairs of receive and transmit queues, 1 to 31.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_queue_pairs)]
@@ -68,8 +86,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "MAC")]
     mac: Option<MacAddress>,
 
-    /// Largest payload of a frame, 68 to 65535 octets [default: 1500; 65520 with --uplink user,
-    /// which has no other way to carry much at a time].
+    /// Largest payload of a frame, 68 to 65535 octets [default: 1500; 65520 with --uplink user or
+    /// switch:user, which have no other way to carry much at a time].
     #[arg(long, value_name = "N", value_parser = parse_mtu)]
     mtu: Option<u16>,
 
@@ -87,7 +105,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILTERS", default_value = "info", value_parser = parse_log)]
     log: String,
 
-    /// The passt program for --uplink user [default: searched in PATH].
+    /// The passt program for --uplink user or switch:user [default: searched in PATH].
     #[arg(long, value_name = "PATH")]
     passt: Option<PathBuf>,
 }
@@ -106,20 +124,14 @@ pub enum LinkMode {
 /// Options of `ferronic serve`, checked.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Where the frontend comes from.
-    pub frontend: FrontendAddress,
+    /// Where the frontends come from, and what is between them and the cable.
+    pub plan: Plan,
     /// The control socket, if there is to be one.
     pub control: Option<PathBuf>,
-    /// Where the cable goes.
-    pub uplink: UplinkSpec,
-    /// Pairs of queues.
+    /// Pairs of queues, of each NIC.
     pub queue_pairs: u16,
     /// Packed virtqueues are offered.
     pub packed: bool,
-    /// The permanent address.
-    pub mac: MacAddress,
-    /// Whether that address was made up.
-    pub mac_is_random: bool,
     /// The MTU.
     pub mtu: u16,
     /// Mbit/s.
@@ -132,43 +144,202 @@ pub struct ServeOptions {
     pub passt: Option<PathBuf>,
 }
 
-impl ServeOptions {
-    /// Checks the options against each other and fills in what was left open.
-    pub fn new(args: ServeArgs) -> Result<Self, Failure> {
-        let frontend = match (args.socket_path, args.fd) {
-            (Some(path), None) => FrontendAddress::Path(path),
+/// Where the cable goes, as the command line says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Uplink {
+    /// From one NIC to this.
+    Nic(UplinkSpec),
+    /// From several NICs to a switch, and from there to this, if to anything.
+    Switch(Option<UplinkSpec>),
+}
+
+impl fmt::Display for Uplink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Uplink::Nic(spec) => spec.fmt(f),
+            Uplink::Switch(None) => f.write_str("switch"),
+            Uplink::Switch(Some(spec)) => write!(f, "switch:{spec}"),
+        }
+    }
+}
+
+impl FromStr for Uplink {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let spec = |text: &str| {
+            let spec = text.parse::<UplinkSpec>();
+            spec.map_err(|e| format!("{e}; and switch, switch:tap:NAME and switch:user"))
+        };
+        match text.strip_prefix("switch") {
+            Some("") => Ok(Uplink::Switch(None)),
+            Some(rest) if rest.starts_with(':') => match spec(rest.trim_start_matches(':'))? {
+                UplinkSpec::Loopback => Err(
+                    "a switch cannot lead to a loopback: each guest would be behind it, too".into(),
+                ),
+                spec => Ok(Uplink::Switch(Some(spec))),
+            },
+            _ => Ok(Uplink::Nic(spec(text)?)),
+        }
+    }
+}
+
+impl Uplink {
+    fn spec(&self) -> Option<&UplinkSpec> {
+        match self {
+            Uplink::Nic(spec) => Some(spec),
+            Uplink::Switch(spec) => spec.as_ref(),
+        }
+    }
+}
+
+/// What is to be served.
+#[derive(Clone, Debug)]
+pub enum Plan {
+    /// One NIC.
+    Nic {
+        /// Where the frontend comes from.
+        frontend: FrontendAddress,
+        /// Where the cable goes.
+        uplink: UplinkSpec,
+        /// The permanent address.
+        mac: MacAddress,
+        /// Whether that address was made up.
+        mac_is_random: bool,
+    },
+    /// A switch.
+    Switch {
+        /// The ports that it has at once.
+        ports: Vec<PortSpec>,
+        /// The way out.
+        uplink: Option<UplinkSpec>,
+        /// Its VLANs.
+        uplink_vlans: VlanMode,
+    },
+}
+
+impl Plan {
+    fn new(args: &ServeArgs) -> Result<Self, Failure> {
+        match &args.uplink {
+            Uplink::Nic(uplink) => Plan::nic(args, uplink),
+            Uplink::Switch(uplink) => Plan::switch(args, uplink.as_ref()),
+        }
+    }
+
+    fn nic(args: &ServeArgs, uplink: &UplinkSpec) -> Result<Self, Failure> {
+        if !args.port.is_empty() || args.uplink_vlans.is_some() || args.socket_path.len() > 1 {
+            return Err(usage(
+                "several --socket-path, --port and --uplink-vlans need --uplink switch",
+            ));
+        }
+        let frontend = match (args.socket_path.first(), args.fd) {
+            (Some(path), None) => FrontendAddress::Path(path.clone()),
             (None, Some(fd)) => FrontendAddress::Descriptor(fd),
             _ => {
-                return Err(Failure::Usage(
-                    "give either --socket-path or --fd, so that a frontend can come".into(),
+                return Err(usage(
+                    "give either --socket-path or --fd, so that a frontend can come",
                 ));
             }
         };
-        if let (FrontendAddress::Path(path), Some(control)) = (&frontend, &args.control)
-            && path == control
-        {
-            return Err(Failure::Usage(
-                "--socket-path and --control are the same; they need a socket each".into(),
-            ));
-        }
-        if args.passt.is_some() && args.uplink != UplinkSpec::User {
-            return Err(Failure::Usage(
-                "--passt only makes sense with --uplink user".into(),
-            ));
-        }
         let mac = match args.mac {
             Some(mac) => mac,
-            None => random_mac()?,
+            None => random_mac().map_err(|e| Failure::Operation(e.to_string()))?,
         };
-        let mtu = args.mtu.unwrap_or(args.uplink.default_mtu());
-        Ok(ServeOptions {
+        Ok(Plan::Nic {
             frontend,
-            control: args.control,
-            uplink: args.uplink,
-            queue_pairs: args.queues,
-            packed: !args.no_packed,
+            uplink: uplink.clone(),
             mac,
             mac_is_random: args.mac.is_none(),
+        })
+    }
+
+    fn switch(args: &ServeArgs, uplink: Option<&UplinkSpec>) -> Result<Self, Failure> {
+        if args.fd.is_some() {
+            return Err(usage(
+                "a switch takes its frontends at --socket-path, not --fd",
+            ));
+        }
+        if args.mac.is_some() {
+            return Err(usage(
+                "a switch has no address; give its ports theirs with --port socket=PATH,mac=MAC",
+            ));
+        }
+        if args.link == LinkMode::Follow {
+            return Err(usage(
+                "the links of a switch's ports cannot follow its uplink",
+            ));
+        }
+        let given = args.socket_path.iter().cloned().map(PortSpec::at);
+        let ports: Vec<_> = args.port.iter().cloned().chain(given).collect();
+        if ports.iter().any(|port| port.socket.is_none()) {
+            return Err(usage("a --port needs socket=PATH"));
+        }
+        if ports.is_empty() && args.control.is_none() {
+            return Err(usage(
+                "a switch without ports needs --control, so that ports can be added; or give \
+                 --socket-path",
+            ));
+        }
+        let uplink_vlans = match (&args.uplink_vlans, uplink) {
+            (None, _) => VlanMode::default(),
+            (Some(spec), Some(_)) if *spec == PortSpec::of(&spec.vlans) => spec.vlans.clone(),
+            (Some(_), Some(_)) => {
+                return Err(usage("--uplink-vlans has only vlan, trunk and native"));
+            }
+            (Some(_), None) => {
+                return Err(usage(
+                    "--uplink-vlans needs a way out: --uplink switch:tap:NAME or switch:user",
+                ));
+            }
+        };
+        Ok(Plan::Switch {
+            ports,
+            uplink: uplink.cloned(),
+            uplink_vlans,
+        })
+    }
+
+    /// Paths at which frontends are waited for.
+    fn sockets(&self) -> Vec<&Path> {
+        match self {
+            Plan::Nic { frontend, .. } => match frontend {
+                FrontendAddress::Path(path) => vec![path],
+                FrontendAddress::Descriptor(_) => Vec::new(),
+            },
+            Plan::Switch { ports, .. } => {
+                let sockets = ports.iter().filter_map(|port| port.socket.as_deref());
+                sockets.collect()
+            }
+        }
+    }
+}
+
+fn usage(text: &str) -> Failure {
+    Failure::Usage(text.into())
+}
+
+impl ServeOptions {
+    /// Checks the options against each other and fills in what was left open.
+    pub fn new(args: ServeArgs) -> Result<Self, Failure> {
+        let plan = Plan::new(&args)?;
+        let control = args.control.as_deref();
+        if plan.sockets().into_iter().any(|path| Some(path) == control) {
+            return Err(usage(
+                "--socket-path and --control are the same; they need a socket each",
+            ));
+        }
+        let uplink = args.uplink.spec();
+        if args.passt.is_some() && uplink != Some(&UplinkSpec::User) {
+            return Err(usage("--passt only makes sense with --uplink user"));
+        }
+        let mtu = args
+            .mtu
+            .unwrap_or_else(|| uplink.map_or(1500, UplinkSpec::default_mtu));
+        Ok(ServeOptions {
+            plan,
+            control: args.control,
+            queue_pairs: args.queues,
+            packed: !args.no_packed,
             mtu,
             speed: args.speed,
             link: args.link,
@@ -178,30 +349,28 @@ impl ServeOptions {
     }
 
     /// The NIC to make, given what the opened uplink can do.
-    pub fn nic_config(&self, offloads: Offloads) -> NicConfig {
+    pub fn nic_config(&self, mac: MacAddress, uplink: String, offloads: Offloads) -> NicConfig {
         NicConfig {
-            mac: self.mac,
+            mac,
             mtu: self.mtu,
             speed: self.speed,
             queue_pairs: self.queue_pairs,
             packed: self.packed,
             offloads,
-            uplink: self.uplink.to_string(),
+            uplink,
         }
     }
-}
 
-/// A random address: individual, locally administered (IEEE 802c: `x2` in the first octet).
-fn random_mac() -> Result<MacAddress, Failure> {
-    let mut octets = [0u8; 6];
-    let got = rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty());
-    if got != Ok(octets.len()) {
-        return Err(Failure::Operation(
-            "the system gives no random numbers for an address; choose one with --mac".into(),
-        ));
+    /// What the NICs at a switch have in common.
+    pub fn port_defaults(&self) -> PortDefaults {
+        PortDefaults {
+            mtu: self.mtu,
+            speed: self.speed,
+            queue_pairs: self.queue_pairs,
+            packed: self.packed,
+            link_up: self.link != LinkMode::Down,
+        }
     }
-    octets[0] = (octets[0] & 0xf0) | 0x02;
-    Ok(MacAddress(octets))
 }
 
 fn parse_in<T>(text: &str, range: &RangeInclusive<T>) -> Result<T, String>
@@ -263,15 +432,24 @@ mod tests {
         let user = options("--socket-path s --uplink user").unwrap();
         assert_eq!(user.mtu, 65520);
         let options = options("--socket-path s").unwrap();
-        assert_eq!(options.frontend, FrontendAddress::Path("s".into()));
+        let Plan::Nic {
+            frontend,
+            uplink,
+            mac,
+            mac_is_random,
+        } = options.plan
+        else {
+            panic!("{:?}", options.plan);
+        };
+        assert_eq!(frontend, FrontendAddress::Path("s".into()));
         assert_eq!(options.control, None);
-        assert_eq!(options.uplink, UplinkSpec::Loopback);
+        assert_eq!(uplink, UplinkSpec::Loopback);
         assert_eq!((options.queue_pairs, options.mtu), (1, 1500));
         assert_eq!((options.speed, options.link), (10_000, LinkMode::Up));
         assert!(options.packed);
-        assert!(options.mac_is_random);
-        assert!(!options.mac.is_multicast());
-        assert_eq!(options.mac.0[0] & 0x0f, 2);
+        assert!(mac_is_random);
+        assert!(!mac.is_multicast());
+        assert_eq!(mac.0[0] & 0x0f, 2);
     }
 
     #[test]
@@ -281,11 +459,56 @@ mod tests {
              --speed 25000 --no-packed --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
-        assert_eq!(options.frontend, FrontendAddress::Descriptor(5));
-        assert_eq!(options.mac.to_string(), "52:54:00:12:34:56");
+        let Plan::Nic {
+            frontend,
+            mac,
+            mac_is_random,
+            ..
+        } = options.plan
+        else {
+            panic!("{:?}", options.plan);
+        };
+        assert_eq!(frontend, FrontendAddress::Descriptor(5));
+        assert_eq!(mac.to_string(), "52:54:00:12:34:56");
         assert_eq!(options.link, LinkMode::Follow);
         assert!(!options.packed);
-        assert!(!options.mac_is_random);
+        assert!(!mac_is_random);
+    }
+
+    #[test]
+    fn a_switch_has_ports_and_perhaps_a_way_out() {
+        let options = options(
+            "--uplink switch:user --socket-path a --port socket=b,name=web,vlan=10 --socket-path c \
+             --uplink-vlans trunk=10+20 --link down",
+        )
+        .unwrap();
+        assert_eq!(options.mtu, 65520);
+        assert!(!options.port_defaults().link_up);
+        let Plan::Switch {
+            ports,
+            uplink,
+            uplink_vlans,
+        } = options.plan
+        else {
+            panic!("{:?}", options.plan);
+        };
+        let sockets: Vec<_> = ports
+            .iter()
+            .map(|port| port.socket.clone().unwrap())
+            .collect();
+        assert_eq!(sockets, ["b", "a", "c"].map(PathBuf::from));
+        assert_eq!(ports[0].vlans.to_string(), "vlan 10");
+        assert_eq!(uplink, Some(UplinkSpec::User));
+        assert_eq!(uplink_vlans.to_string(), "trunk 10,20");
+        for text in [
+            "loopback",
+            "switch",
+            "switch:tap:fer0",
+            "switch:user",
+            "user",
+        ] {
+            assert_eq!(text.parse::<Uplink>().unwrap().to_string(), text);
+        }
     }
 
     #[test]
@@ -306,6 +529,30 @@ mod tests {
             ("--socket-path s --link sideways", "follow"),
             ("--socket-path s --log ferronic=loud", "info"),
             ("--socket-path s --passt p", "--uplink user"),
+            ("--socket-path s --socket-path t", "--uplink switch"),
+            ("--port socket=s", "--uplink switch"),
+            ("--uplink switch", "--control"),
+            ("--uplink switch --fd 5", "not --fd"),
+            ("--uplink switch --port name=x", "socket=PATH"),
+            ("--uplink switch --port colour=x", "known are"),
+            ("--uplink switch --socket-path s --mac 2:0:0:0:0:1", "form"),
+            (
+                "--uplink switch --socket-path s --mac 02:00:00:00:00:01",
+                "ports",
+            ),
+            ("--uplink switch --socket-path s --control s", "same"),
+            ("--uplink switch --socket-path s --link follow", "follow"),
+            (
+                "--uplink switch --socket-path s --uplink-vlans vlan=1",
+                "way out",
+            ),
+            (
+                "--uplink switch:user --socket-path s --uplink-vlans name=a",
+                "only",
+            ),
+            ("--uplink switch:loopback --socket-path s", "loopback"),
+            ("--uplink switch:switch --socket-path s", "switch:tap"),
+            ("--uplink switch --socket-path s --passt p", "--uplink user"),
         ] {
             let error = options(bad).unwrap_err();
             assert!(error.contains(hint), "{bad}: {error}");

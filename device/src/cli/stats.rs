@@ -6,19 +6,23 @@ use std::fmt::Write;
 use clap::Args;
 use serde_json::Value;
 
-use super::{ControlArgs, Failure, print, print_json};
+use super::{ControlArgs, Failure, port_argument, print, print_json};
 use crate::control::replies::{QueueStats, Stats};
 
 /// Options of `ferronic stats`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "rx and tx are seen from the guest: rx0 is the first queue that the guest \
-receives on.\ninterrupts are those sent; suppressed are those the driver had asked not to get; \
+receives on, and web/rx0 that of the guest at port web.\ninterrupts are those sent; suppressed are those the driver had asked not to get; \
 kicks are\nthe driver's notifications; ring-errors count rings found broken."
 )]
 pub struct StatsArgs {
     #[command(flatten)]
     control: ControlArgs,
+
+    /// Of a switch only this port [default: all].
+    #[arg(long, value_name = "NAME")]
+    port: Option<String>,
 
     /// Print JSON, with every counter.
     #[arg(long)]
@@ -28,11 +32,12 @@ pub struct StatsArgs {
 /// Runs `ferronic stats`.
 pub fn run(args: &StatsArgs) -> Result<(), Failure> {
     let mut client = args.control.connect()?;
+    let arguments = port_argument(args.port.as_deref());
     if args.json {
-        let stats: Value = client.query("query-stats")?;
+        let stats: Value = client.ask("query-stats", arguments)?;
         return print_json(&stats);
     }
-    let stats: Stats = client.query("query-stats")?;
+    let stats: Stats = client.ask("query-stats", arguments)?;
     print(&table(&stats))
 }
 
@@ -65,9 +70,14 @@ fn row(name: String, queue: &QueueStats) -> [String; 8] {
 fn table(stats: &Stats) -> String {
     let mut rows = vec![HEADINGS.map(String::from)];
     let mut reasons = String::new();
-    for pair in &stats.queues {
+    let of_ports = stats.ports.iter().flat_map(|port| {
+        let queues = port.queues.iter();
+        queues.map(|pair| (format!("{}/", port.port), pair))
+    });
+    let own = stats.queues.iter().map(|pair| (String::new(), pair));
+    for (port, pair) in own.chain(of_ports) {
         for (direction, queue) in [("rx", &pair.rx), ("tx", &pair.tx)] {
-            let name = format!("{direction}{}", pair.index);
+            let name = format!("{port}{direction}{}", pair.index);
             for (reason, count) in &queue.drops {
                 let _ = writeln!(reasons, "  {name}  {reason}  {count}");
             }
@@ -123,5 +133,24 @@ drops by reason:
   tx0  link-down  7
 "
         );
+    }
+
+    #[test]
+    fn a_switch_has_queues_by_port() {
+        let stats: Stats = serde_json::from_value(serde_json::json!({"ports": [
+            {"port": "web", "queues": [{"index": 0, "rx": {"packets": 1}, "tx": {}}]},
+            {"port": "uplink", "queues": [{"index": 0, "rx": {}, "tx": {"drops": {"link-down": 2}}}]},
+        ]}))
+        .unwrap();
+        let text = table(&stats);
+        let first: Vec<&str> = text
+            .lines()
+            .map(|line| line.split(' ').next().unwrap())
+            .collect();
+        assert_eq!(
+            first[..5],
+            ["queue", "web/rx0", "web/tx0", "uplink/rx0", "uplink/tx0"]
+        );
+        assert!(text.ends_with("  uplink/tx0  link-down  2\n"), "{text}");
     }
 }

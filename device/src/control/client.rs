@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// How long an answer may take.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -158,7 +158,16 @@ impl Client {
 
     /// Carries out a command without arguments and reads its answer as a `T`.
     pub fn query<T: DeserializeOwned>(&mut self, command: &str) -> Result<T, ClientError> {
-        let answer = self.execute(command, json!({}))?;
+        self.ask(command, Map::new())
+    }
+
+    /// Carries out a command and reads its answer as a `T`.
+    pub fn ask<T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<T, ClientError> {
+        let answer = self.execute(command, arguments.into())?;
         serde_json::from_value(answer).map_err(|e| {
             self.protocol(&format!(
                 "the answer to {command} is not what this version of ferronic expects: {e}"

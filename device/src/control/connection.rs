@@ -79,6 +79,12 @@ impl Connection {
     pub fn pump(&mut self, commands: &Commands) -> Fate {
         let mut left = TURN;
         loop {
+            // What an answer says to have happened has not yet, and the next request, also another
+            // client's, must find that it has. There is an answer to be sent, so the event loop
+            // comes back; and here, for others, while they have something to say.
+            if commands.changing() {
+                return Fate::Keep;
+            }
             self.flush();
             if self.session.overflowed() {
                 return Fate::Close("it does not read its answers");

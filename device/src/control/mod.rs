@@ -11,6 +11,8 @@
 //! | [`connection`] | one client's socket: reads and writes what is possible without waiting |
 //! | [`protocol`] | bytes in, bytes out; knows no socket |
 //! | [`commands`] | what each command does to the NIC |
+//! | `port_commands` | the same for those that a switch has beside |
+//! | [`ports`] | the ports of a switch: their making and their end |
 //! | [`replies`] | the shapes of the answers, shared with the client |
 //! | [`client`] | the other end, for the subcommands |
 //! | [`stop`] | how a command or a signal ends the process |
@@ -25,6 +27,8 @@
 pub mod client;
 pub mod commands;
 pub mod connection;
+mod port_commands;
+pub mod ports;
 pub mod protocol;
 pub mod replies;
 pub mod server;

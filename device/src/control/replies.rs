@@ -43,14 +43,73 @@ pub struct StatusReply {
     pub pid: u32,
     /// How long it has been running.
     pub uptime_seconds: u64,
-    /// The permanent address.
-    pub mac: String,
+    /// The permanent address; a switch has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
     /// The MTU.
     pub mtu: u16,
     /// Pairs of queues.
     pub queue_pairs: u16,
     /// What the uplink is.
     pub uplink: String,
+    /// Ports of the switch, if it is one; the uplink's included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<usize>,
+}
+
+/// One port of the answer to `query-ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PortReply {
+    /// Its name.
+    pub name: String,
+    /// Where its frontend is waited for; the uplink has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
+    /// The permanent address of its NIC; the uplink has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Its VLANs: `vlan 10`, or `trunk all, native 1`.
+    pub vlans: String,
+    /// Whether the cable is in.
+    pub up: bool,
+    /// Whether a frontend is connected; for the uplink, whether its far side is there.
+    pub connected: bool,
+    /// How many addresses are known to be behind it.
+    pub addresses: usize,
+    /// Packets that the switch has sent out there.
+    pub received: u64,
+    /// Packets that have come in there.
+    pub sent: u64,
+    /// Packets lost, in both directions.
+    pub drops: u64,
+}
+
+/// Answer to `query-ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsReply {
+    /// The ports.
+    pub ports: Vec<PortReply>,
+}
+
+/// One address of the answer to `query-addresses`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressReply {
+    /// Its VLAN.
+    pub vlan: u16,
+    /// The address.
+    pub mac: String,
+    /// The port that it is behind.
+    pub port: String,
+    /// Seconds since a frame came from it.
+    pub age: u32,
+}
+
+/// Answer to `query-addresses`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressesReply {
+    /// The addresses.
+    pub addresses: Vec<AddressReply>,
 }
 
 /// Answer to `query-frontend`.
@@ -67,6 +126,15 @@ pub struct FrontendReply {
 #[derive(Debug, Serialize)]
 pub struct StatsReply<'a> {
     /// The queue pairs.
+    pub queues: Vec<PairReply<'a>>,
+}
+
+/// Answer to `query-stats` for one port of a switch, as the server writes it.
+#[derive(Debug, Serialize)]
+pub struct PortStatsReply<'a> {
+    /// The port's name.
+    pub port: &'a str,
+    /// Its queue pairs.
     pub queues: Vec<PairReply<'a>>,
 }
 
@@ -98,10 +166,23 @@ pub struct Frontend {
     pub rings_active: u32,
 }
 
-/// Answer to `query-stats`, as a client reads it.
+/// Answer to `query-stats`, as a client reads it: of a NIC its queue pairs, of a switch its ports.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Stats {
     /// The queue pairs.
+    #[serde(default)]
+    pub queues: Vec<PairStats>,
+    /// The ports.
+    #[serde(default)]
+    pub ports: Vec<PortStats>,
+}
+
+/// One port of [`Stats`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct PortStats {
+    /// Its name.
+    pub port: String,
+    /// Its queue pairs.
     pub queues: Vec<PairStats>,
 }
 

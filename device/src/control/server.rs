@@ -5,7 +5,6 @@
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -13,7 +12,6 @@ use serde_json::json;
 
 use super::commands::{CommandError, Commands, event};
 use super::connection::{Connection, Fate};
-use crate::nic::Nic;
 use crate::nic::events::Subscription;
 use crate::socket::Bound;
 
@@ -39,9 +37,9 @@ pub struct Server {
 
 impl Server {
     /// A server on a socket of [`crate::socket::bind`].
-    pub fn new(bound: Bound, nic: &Arc<Nic>, commands: Commands) -> io::Result<Self> {
+    pub fn new(bound: Bound, commands: Commands) -> io::Result<Self> {
         Ok(Server {
-            events: nic.events().subscribe()?,
+            events: commands.events().subscribe()?,
             bound,
             commands,
             clients: [const { None }; MAX_CLIENTS],

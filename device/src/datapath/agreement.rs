@@ -66,11 +66,14 @@ impl Agreement {
 
     fn apply_filter(&self, driver: &DriverState) {
         for pair in &self.pairs {
-            pair.lock().filter = driver.filter().clone();
+            pair.inlet.lock().filter = driver.filter().clone();
         }
     }
 
     fn apply_offloads(&self, driver: &DriverState) {
+        for pair in &self.pairs {
+            pair.inlet.lock().set_offloads(driver.guest_offloads());
+        }
         let negotiated = Negotiated {
             header_len: driver.features().header_len(),
             receive: driver.guest_offloads(),
@@ -86,8 +89,10 @@ impl Agreement {
     fn enable_pairs(&self, count: usize) {
         for (index, pair) in self.pairs.iter().enumerate() {
             let mut state = pair.lock();
-            state.enabled = index < count;
-            state.update_steering(index);
+            let mut inlet = pair.inlet.lock();
+            inlet.enabled = index < count;
+            state.update_steering(&inlet, index);
+            drop(inlet);
             drop(state);
             pair.wake();
         }

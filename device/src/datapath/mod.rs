@@ -25,17 +25,19 @@ use crate::uplink::{MAX_PACKET, Uplink};
 
 mod agreement;
 mod control_queue;
+pub(crate) mod inlet;
 mod moderation;
 mod notify;
 mod rx;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tx;
-mod wait_set;
+pub(crate) mod wait_set;
 mod worker;
 
 use agreement::Agreement;
 use control_queue::ControlQueue;
+pub use inlet::{Delivery, Frame, Inlet};
 use notify::Interrupt;
 use rx::{ReceiveFormat, Receiver};
 use tx::Transmitter;
@@ -135,7 +137,7 @@ impl Dataplane {
     }
 
     /// All but the threads.
-    fn new(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>) -> io::Result<Self> {
+    pub(crate) fn new(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>) -> io::Result<Self> {
         let driver = DriverState::new(&nic.config);
         let queues = uplink.take_queues();
         // The driver is told of as many pairs as were configured, and there are counters for those.
@@ -171,9 +173,32 @@ impl Dataplane {
         })
     }
 
+    /// Lets all workers, that have no threads, work until they would sleep with nothing left to do.
+    #[cfg(test)]
+    pub(crate) fn settle(&self) {
+        self.control.settle();
+        for pair in &self.agreement.pairs {
+            pair.settle();
+        }
+    }
+
+    /// Lets the first pair's worker, that has no thread, sleep so long and then take the turns that
+    /// it has something for; how long it would sleep after that.
+    #[cfg(test)]
+    pub(crate) fn work(&self, sleep: wait_set::Sleep) -> wait_set::Sleep {
+        self.agreement.pairs[0].work(sleep)
+    }
+
     /// Virtqueues that there can be: the pairs' and the control queue.
     pub fn queue_count(&self) -> usize {
         2 * self.agreement.pairs.len() + 1
+    }
+
+    /// The receive sides of the pairs, for an uplink that puts packets in itself
+    /// ([`UplinkQueue::pushes`](crate::uplink::UplinkQueue::pushes)).
+    pub fn inlets(&self) -> Vec<Arc<Inlet>> {
+        let pairs = self.agreement.pairs.iter();
+        pairs.map(|pair| Arc::clone(&pair.inlet)).collect()
     }
 
     /// Takes note of the features that the driver has accepted. Rings that start from now on use
@@ -276,8 +301,9 @@ impl Dataplane {
                     mergeable,
                     largest,
                 };
-                state.rx = Some(Receiver::new(ring, setup.map, interrupt, format));
-                state.update_steering(pair_index);
+                let mut inlet = pair.inlet.lock();
+                inlet.rx = Some(Receiver::new(ring, setup.map, interrupt, format));
+                state.update_steering(&inlet, pair_index);
             }
             Side::Tx => {
                 let offloads = features.transmit_offloads();
@@ -308,9 +334,10 @@ impl Dataplane {
             pair.unwatch(kick.as_fd());
         }
         if index.is_multiple_of(2) {
-            let rx = state.rx.take();
-            state.update_steering(index / 2);
-            rx.map(|rx| rx.stop(&counters.rx))
+            let mut inlet = pair.inlet.lock();
+            let position = inlet.stop();
+            state.update_steering(&inlet, index / 2);
+            position
         } else {
             state.tx.take().map(|tx| tx.stop(&counters.tx))
         }
@@ -331,7 +358,7 @@ impl Dataplane {
             return;
         };
         if index.is_multiple_of(2) {
-            if let Some(rx) = &mut state.rx {
+            if let Some(rx) = &mut pair.inlet.lock().rx {
                 interrupt.raise(&counters.rx);
                 rx.interrupt = interrupt;
             }

@@ -22,6 +22,7 @@ use crate::ring::pieces::MAX_PIECES;
 use crate::ring::virtqueue::{Direction, Ring, RingError};
 use crate::uplink::{Received, UplinkQueue};
 
+use super::inlet::Frame;
 use super::notify::Interrupt;
 use super::{BUDGET, ETHERNET_HEADER, LARGEST, Turn};
 
@@ -53,7 +54,7 @@ struct Taken {
 
 /// Whether a packet has room in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
+pub(super) enum Fit {
     Now,
     /// When the driver makes more buffers available, of which it will notify.
     Later,
@@ -189,6 +190,38 @@ impl Receiver {
         }
         self.ring.publish();
         Ok(turn)
+    }
+
+    /// Puts in a frame that has not come from the uplink's queue, if there is room for it now.
+    pub fn put(&mut self, frame: &Frame<'_>, counters: &QueueCounters) -> Result<Fit, RingError> {
+        let header_len = self.format.header_len;
+        let len = header_len + frame.frame_len();
+        // A driver that has more chains than this for us to give back unused loses the frame, and
+        // does not keep its sender.
+        for _ in 0..BUDGET {
+            self.take_ahead(len)?;
+            if self.give_back_bad(counters) {
+                continue;
+            }
+            if self.taken.is_empty() {
+                self.ring.publish();
+                if self.ring.arm()? {
+                    continue;
+                }
+                return Ok(Fit::Later);
+            }
+            let fit = self.fit(len)?;
+            if fit == Fit::Now {
+                let mut room = self.pieces.room();
+                let header = frame.header.encode();
+                room.copy_from(0, header.get(..header_len).unwrap_or(&header));
+                room.copy_from(header_len, frame.head);
+                room.copy_pieces(header_len + frame.head.len(), frame.body, frame.offset);
+                self.deliver(len, counters);
+            }
+            return Ok(fit);
+        }
+        Ok(Fit::Never)
     }
 
     /// Takes chains until there is room for `want` octets or no more chains.

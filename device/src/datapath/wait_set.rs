@@ -18,7 +18,7 @@ pub(super) const WAKE: u64 = 0;
 
 /// How long a thread sleeps if nothing happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sleep {
+pub(crate) enum Sleep {
     /// Not at all: there is more to do.
     No,
     /// Until then.
@@ -29,7 +29,7 @@ pub(super) enum Sleep {
 
 /// Descriptors that one thread waits for, and a bell that others ring to wake it.
 #[derive(Debug)]
-pub(super) struct WaitSet {
+pub(crate) struct WaitSet {
     epoll: OwnedFd,
     bell: OwnedFd,
 }

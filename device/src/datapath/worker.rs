@@ -3,9 +3,14 @@
 //!
 //! # Design
 //! The thread sleeps until a kick, the uplink or the control plane wakes it (`wait_set`), then moves
-//! packets in turns. The pair's state is behind a lock that is taken once a turn, never per packet;
-//! the control plane takes it to start, stop and change rings, and so never meets a packet half
+//! packets in turns. The pair's state is behind two locks that are taken once a turn, never per
+//! packet: one for all that only the worker uses, and one for the receive side ([`super::inlet`]).
+//! The control plane takes them to start, stop and change rings, and so never meets a packet half
 //! way. `parking_lot` hands a contended lock over in good time, which a spinning worker would not.
+//!
+//! Where others put packets into the driver's ring, the worker has nothing to receive. It looks into
+//! the inlet only when there is something to look after: the driver has notified of buffers, or an
+//! interrupt that was held back is due.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -22,8 +27,8 @@ use crate::ring::pieces::PiecesMut;
 use crate::ring::virtqueue::RingError;
 use crate::uplink::{Received, UplinkQueue};
 
+use super::inlet::{Inlet, InletState};
 use super::moderation::Moderation;
-use super::rx::Receiver;
 use super::tx::Transmitter;
 use super::wait_set::{Sleep, WAKE, WaitSet};
 use super::{BUDGET, LARGEST, Turn};
@@ -39,17 +44,17 @@ pub(super) struct Pair {
     index: usize,
     wait: WaitSet,
     state: Mutex<PairState>,
+    /// Taken after `state`, never before.
+    pub inlet: Arc<Inlet>,
 }
 
-/// What the lock of a pair protects.
+/// What the lock of a pair protects: the transmit side, and the uplink's queue.
 #[derive(Debug)]
 pub(super) struct PairState {
     queue: Box<dyn UplinkQueue>,
-    pub rx: Option<Receiver>,
     pub tx: Option<Transmitter>,
-    pub filter: Filter,
-    /// One of the pairs that the driver uses (5.1.6.5.6); others receive nothing.
-    pub enabled: bool,
+    /// An interrupt for what others have put in is held back until then.
+    due: Option<Instant>,
     /// Packets may wait in the uplink.
     readable: bool,
     overflow: Box<[u8; LARGEST]>,
@@ -80,16 +85,15 @@ impl Pair {
             .unwrap_or_else(|_| Box::new([0; LARGEST]));
         let state = Mutex::new(PairState {
             queue,
-            rx: None,
             tx: None,
-            filter,
-            enabled: true,
+            due: None,
             readable: true,
             overflow,
             moderation: Moderation::default(),
             stop: false,
         });
         Ok(Pair {
+            inlet: Arc::new(Inlet::new(nic.clone(), index, filter)),
             nic,
             index,
             wait,
@@ -152,20 +156,38 @@ impl Pair {
         if state.stop {
             return None;
         }
+        let mut look = state.due.is_some();
         for event in events {
             match event.data.u64() {
                 // What the control plane changes may be what the uplink refused for, and while the
                 // cable is out it is not even asked.
-                UPLINK | WAKE => state.uplink_ready(),
-                RX_KICK => counters.rx.kicks.add(1),
+                UPLINK | WAKE => {
+                    state.uplink_ready();
+                    look = true;
+                }
+                RX_KICK => {
+                    counters.rx.kicks.add(1);
+                    look = true;
+                }
                 TX_KICK => counters.tx.kicks.add(1),
                 _ => {}
             }
         }
-        let more = state.turn(self.nic.link_up(), counters, self.index);
-        state.queue.flush();
-        let held_until = state.interrupt(counters);
-        Some(match held_until {
+        let mut more = state.transmit(&self.nic, counters, self.index);
+        let again = state.queue.flush();
+        // Not before this: the queue may have had another pair's inlet until now.
+        let held_until = if state.queue.pushes() {
+            if look {
+                state.due = self.inlet.lock().serve();
+            }
+            [state.due, state.interrupt(None, counters)]
+        } else {
+            let mut inlet = self.inlet.lock();
+            more |= state.receive(&mut inlet, &self.nic, counters, self.index);
+            [state.interrupt(Some(&mut inlet), counters), None]
+        };
+        let then = held_until.into_iter().chain([again]).flatten().min();
+        Some(match then {
             _ if more => Sleep::No,
             Some(then) => Sleep::Until(then),
             None => Sleep::Forever,
@@ -214,55 +236,67 @@ impl PairState {
     }
 
     /// Has the uplink steer packets to this pair, which is number `index`, only while it receives.
-    pub fn update_steering(&mut self, index: usize) {
-        let active = self.enabled && self.rx.is_some();
+    pub fn update_steering(&mut self, inlet: &InletState, index: usize) {
+        let active = inlet.enabled && inlet.rx.is_some();
         if let Err(e) = self.queue.set_active(active) {
             let verb = if active { "joined to" } else { "taken from" };
             log::error!("queue pair {index} cannot be {verb} the uplink: {e}");
         }
     }
 
-    /// One turn each way; whether there is more to do at once.
-    fn turn(&mut self, link_up: bool, counters: &PairCounters, index: usize) -> bool {
+    /// One turn of sending; whether there is more to do at once.
+    fn transmit(&mut self, nic: &Nic, counters: &PairCounters, index: usize) -> bool {
+        let Some(tx) = &mut self.tx else {
+            return false;
+        };
+        match tx.turn(self.queue.as_mut(), nic.link_up(), &counters.tx) {
+            Ok(turn) => turn == Turn::More,
+            Err(e) => {
+                broken(nic, index, Side::Tx, e, counters);
+                self.tx = None;
+                false
+            }
+        }
+    }
+
+    /// One turn of receiving; whether there is more to do at once.
+    fn receive(
+        &mut self,
+        inlet: &mut InletState,
+        nic: &Nic,
+        counters: &PairCounters,
+        index: usize,
+    ) -> bool {
         // An uplink without a descriptor cannot tell; it is asked every time.
         let silent = self.queue.poll_fd().is_none();
         self.readable |= silent;
         let taken = |rx: &QueueCounters| rx.packets.get().wrapping_add(rx.drops.total());
         let before = taken(&counters.rx);
         let mut more = false;
-        if let Some(tx) = &mut self.tx {
-            match tx.turn(self.queue.as_mut(), link_up, &counters.tx) {
-                Ok(turn) => more |= turn == Turn::More,
-                Err(e) => {
-                    broken(index, Side::Tx, e, counters);
-                    self.tx = None;
-                }
-            }
-        }
-        if !link_up {
-            if let Some(rx) = &mut self.rx {
+        if !nic.link_up() {
+            if let Some(rx) = &mut inlet.rx {
                 rx.lose_held(DropReason::LinkDown, &counters.rx);
             }
-            return more | self.discard(counters);
+            return self.discard(counters);
         }
-        if self.enabled
-            && let Some(rx) = &mut self.rx
+        if inlet.enabled
+            && let Some(rx) = &mut inlet.rx
         {
             let queue = self.queue.as_mut();
             let overflow = &mut self.overflow;
             match rx.turn(
                 queue,
                 &mut self.readable,
-                &self.filter,
+                &inlet.filter,
                 overflow,
                 &counters.rx,
             ) {
                 Ok(turn) => more |= turn == Turn::More,
                 Err(e) => {
-                    broken(index, Side::Rx, e, counters);
+                    broken(nic, index, Side::Rx, e, counters);
                     rx.lose_held(DropReason::RingStopped, &counters.rx);
-                    self.rx = None;
-                    self.update_steering(index);
+                    inlet.rx = None;
+                    self.update_steering(inlet, index);
                 }
             }
         }
@@ -278,10 +312,15 @@ impl PairState {
     }
 
     /// Raises the interrupts that the driver wants, both together, or holds them back for a while;
-    /// then until when.
-    fn interrupt(&mut self, counters: &PairCounters) -> Option<Instant> {
+    /// then until when. Without an inlet, that of the transmit queue alone.
+    fn interrupt(
+        &mut self,
+        inlet: Option<&mut InletState>,
+        counters: &PairCounters,
+    ) -> Option<Instant> {
+        let mut rx = inlet.and_then(|inlet| inlet.rx.as_mut());
         let rings = [
-            self.rx.as_ref().map(|rx| &rx.ring),
+            rx.as_ref().map(|rx| &rx.ring),
             self.tx.as_ref().map(|tx| &tx.ring),
         ];
         let mut rings = rings.iter().flatten();
@@ -296,7 +335,7 @@ impl PairState {
             return Some(then);
         }
         let mut raised = false;
-        if let Some(rx) = &mut self.rx {
+        if let Some(rx) = &mut rx {
             raised |= rx.interrupt.raise_if_wanted(&mut rx.ring, &counters.rx);
         }
         if let Some(tx) = &mut self.tx {
@@ -329,11 +368,20 @@ impl PairState {
 }
 
 /// A ring whose memory makes no sense is not used again until the driver sets it up anew.
-fn broken(pair: usize, side: Side, error: RingError, counters: &PairCounters) {
+pub(super) fn broken(
+    nic: &Nic,
+    pair: usize,
+    side: Side,
+    error: RingError,
+    counters: &PairCounters,
+) {
     let (name, counters) = match side {
         Side::Rx => ("receive", &counters.rx),
         Side::Tx => ("transmit", &counters.tx),
     };
     counters.ring_errors.add(1);
-    log::error!("{name} queue of pair {pair} stops until the driver resets it: {error}");
+    log::error!(
+        "{}{name} queue of pair {pair} stops until the driver resets it: {error}",
+        nic.label()
+    );
 }

@@ -75,7 +75,7 @@ impl Port {
 
     fn connect(&mut self, stream: UnixStream) -> io::Result<()> {
         let connection = Connection::new(stream, self.nic.clone(), self.dataplane.clone())?;
-        log::info!("frontend connected");
+        log::info!("{}frontend connected", self.nic.label());
         self.connection = Some(connection);
         Ok(())
     }
@@ -100,7 +100,7 @@ impl Port {
             }
             Ok(Status::Closed) => self.close(ops),
             Err(e) => {
-                log::warn!("the frontend is dropped: {e}");
+                log::warn!("{}the frontend is dropped: {e}", self.nic.label());
                 self.close(ops);
             }
         }
@@ -138,7 +138,7 @@ impl Port {
                 self.unwatch(fd, ops);
             }
             drop(connection);
-            log::info!("frontend disconnected");
+            log::info!("{}frontend disconnected", self.nic.label());
             if self.door.is_over() {
                 (self.on_end.0)();
             }

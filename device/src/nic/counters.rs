@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-/// A counter with one writer (the worker that owns the queue) and any number of readers, so that
-/// adding needs no locked instruction.
+/// A counter with one writer at a time (the worker that owns the queue, or whoever has its lock) and
+/// any number of readers, so that adding needs no locked instruction.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `n`. Only the owner of the queue calls this.
+    /// Adds `n`. Only one thread at a time may.
     pub fn add(&self, n: u64) {
         self.0.store(
             self.0.load(Ordering::Relaxed).wrapping_add(n),
@@ -54,10 +54,16 @@ pub enum DropReason {
     UplinkFull,
     /// The uplink refused it or is not there.
     UplinkError,
+    /// It was for a queue that no driver has started.
+    NoDriver,
+    /// It was for a driver that leaves the device no buffers, and as much waits already as may.
+    NoBuffers,
+    /// The switch does not forward it: it is not of a VLAN of its port, or is for nobody beyond it.
+    NotForwarded,
 }
 
 /// All reasons, with the names that `ferronic stats` prints.
-pub const DROP_REASONS: [(DropReason, &str); 9] = [
+pub const DROP_REASONS: [(DropReason, &str); 12] = [
     (DropReason::LinkDown, "link-down"),
     (DropReason::BadDescriptor, "bad-descriptor"),
     (DropReason::BadHeader, "bad-header"),
@@ -67,6 +73,9 @@ pub const DROP_REASONS: [(DropReason, &str); 9] = [
     (DropReason::RingStopped, "ring-stopped"),
     (DropReason::UplinkFull, "uplink-full"),
     (DropReason::UplinkError, "uplink-error"),
+    (DropReason::NoDriver, "no-driver"),
+    (DropReason::NoBuffers, "no-buffers"),
+    (DropReason::NotForwarded, "not-forwarded"),
 ];
 
 /// Drops by reason. Serialises as a map of the reasons that occurred.

@@ -28,6 +28,23 @@ pub enum Event {
         /// Whether it is there now.
         up: bool,
     },
+    /// A port was added to the switch.
+    PortAdded {
+        /// Its name.
+        port: String,
+    },
+    /// A port was taken from the switch.
+    PortRemoved {
+        /// Its name.
+        port: String,
+    },
+    /// One of the above, of the NIC at a port of the switch.
+    AtPort {
+        /// The port's name.
+        port: String,
+        /// What happened there.
+        event: Box<Event>,
+    },
 }
 
 /// Most events that wait for one subscriber; older ones give way, so that a subscriber that sleeps

@@ -228,7 +228,7 @@ pub fn complete_checksum(frame: &mut [u8], csum_start: u16, csum_offset: u16) ->
 ///
 /// Takes eight octets at a time, as two halves with an accumulator each, so that no carry has to
 /// be looked at before the end; 2^32 rounds would fit.
-fn ones_complement_sum(data: &[u8]) -> u16 {
+pub(super) fn ones_complement_sum(data: &[u8]) -> u16 {
     let (words, tail) = data.as_chunks::<8>();
     let (mut low, mut high) = (0u64, 0u64);
     for word in words {

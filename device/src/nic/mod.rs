@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -19,6 +20,7 @@ pub mod features;
 pub mod filter;
 pub mod header;
 pub mod offload;
+pub mod segment;
 
 use counters::PairCounters;
 use events::{Event, EventBus};
@@ -148,6 +150,15 @@ pub struct Nic {
     uplink_up: AtomicBool,
     frontend: Mutex<Option<FrontendInfo>>,
     events: EventBus,
+    port: Option<AtPort>,
+}
+
+/// Where a NIC is that is one of several.
+#[derive(Debug)]
+struct AtPort {
+    name: String,
+    /// Hears of what happens at all of them.
+    events: Arc<EventBus>,
 }
 
 impl Nic {
@@ -163,7 +174,35 @@ impl Nic {
             uplink_up: AtomicBool::new(true),
             frontend: Mutex::new(None),
             events: EventBus::default(),
+            port: None,
         }
+    }
+
+    /// The same at a port of the switch; what happens is also told to `events`, with the port's name.
+    pub fn at_port(config: NicConfig, name: &str, events: Arc<EventBus>) -> Self {
+        let name = name.into();
+        Nic {
+            port: Some(AtPort { name, events }),
+            ..Nic::new(config)
+        }
+    }
+
+    /// What messages for people begin with: which of several NICs it is, or nothing.
+    pub fn label(&self) -> String {
+        match &self.port {
+            Some(port) => format!("port {}: ", port.name),
+            None => String::new(),
+        }
+    }
+
+    fn publish(&self, event: Event) {
+        if let Some(AtPort { name, events }) = &self.port {
+            events.publish(Event::AtPort {
+                port: name.clone(),
+                event: Box::new(event.clone()),
+            });
+        }
+        self.events.publish(event);
     }
 
     /// Whether the cable is in.
@@ -176,8 +215,9 @@ impl Nic {
     pub fn set_link(&self, up: bool) -> bool {
         let changed = self.link_up.swap(up, Ordering::AcqRel) != up;
         if changed {
-            log::info!("link {}", if up { "up" } else { "down" });
-            self.events.publish(Event::LinkChanged { up });
+            let state = if up { "up" } else { "down" };
+            log::info!("{}link {state}", self.label());
+            self.publish(Event::LinkChanged { up });
         }
         changed
     }
@@ -190,7 +230,7 @@ impl Nic {
     /// Notes a change of the uplink's own carrier.
     pub fn set_uplink(&self, up: bool) {
         if self.uplink_up.swap(up, Ordering::AcqRel) != up {
-            self.events.publish(Event::UplinkChanged { up });
+            self.publish(Event::UplinkChanged { up });
         }
     }
 
@@ -203,10 +243,8 @@ impl Nic {
     pub fn set_frontend(&self, info: Option<FrontendInfo>) {
         let was = std::mem::replace(&mut *self.frontend.lock(), info.clone());
         match (was, info) {
-            (None, Some(info)) => self
-                .events
-                .publish(Event::FrontendConnected { pid: info.pid }),
-            (Some(_), None) => self.events.publish(Event::FrontendDisconnected),
+            (None, Some(info)) => self.publish(Event::FrontendConnected { pid: info.pid }),
+            (Some(_), None) => self.publish(Event::FrontendDisconnected),
             _ => {}
         }
     }

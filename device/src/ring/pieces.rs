@@ -42,6 +42,14 @@ fn checked(n: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
+/// No piece.
+const EMPTY: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
+/// Most packets have no more pieces than this: 64 KiB in pages, and the headers.
+const FEW_PIECES: usize = 20;
+
 /// The kernel takes no more pieces than this in one call (`IOV_MAX`).
 pub const MAX_PIECES: usize = 1024;
 
@@ -75,6 +83,44 @@ fn walk(
         offset = 0;
     }
     done
+}
+
+/// A place in a packet, for going through it piece by piece.
+///
+/// # Invariants
+/// `iov` is that of a [`Pieces`] or [`PiecesMut`] which lives for `'m`.
+struct Place<'m> {
+    iov: &'m [libc::iovec],
+    /// Octets of the first piece that are behind us.
+    offset: usize,
+}
+
+impl<'m> Place<'m> {
+    /// Octet `offset` of the packet or room over `iov`.
+    fn new(iov: &'m [libc::iovec], offset: usize) -> Self {
+        let mut place = Place { iov, offset };
+        place.advance(0);
+        place
+    }
+
+    /// Goes on by so much, and over pieces that are done with.
+    fn advance(&mut self, octets: usize) {
+        self.offset += octets;
+        while let Some((first, rest)) = self.iov.split_first()
+            && self.offset >= first.iov_len
+        {
+            self.offset -= first.iov_len;
+            self.iov = rest;
+        }
+    }
+
+    /// What is left of the piece here; `None` at the end.
+    fn rest(&self) -> Option<VolatileSlice<'m>> {
+        let piece = self.iov.first()?;
+        let left = piece.iov_len.checked_sub(self.offset)?;
+        // SAFETY: by the invariant the piece is mapped for 'm, and offset + left == iov_len.
+        Some(unsafe { VolatileSlice::new(piece.iov_base.cast::<u8>().add(self.offset), left) })
+    }
 }
 
 impl<'m> Pieces<'m> {
@@ -128,6 +174,43 @@ impl<'m> Pieces<'m> {
                 None => 0,
             }
         })
+    }
+
+    /// Runs `run` on a packet that is `front`, and behind it this one without its first `skip`
+    /// octets.
+    pub fn with_front<R>(self, front: &[u8], skip: usize, run: impl FnOnce(Pieces<'_>) -> R) -> R {
+        let place = Place::new(self.iov, skip);
+        let first = [
+            libc::iovec {
+                iov_base: front.as_ptr().cast_mut().cast(),
+                iov_len: front.len(),
+            },
+            place.rest().map_or(EMPTY, |rest| libc::iovec {
+                iov_base: rest.ptr_guard_mut().as_ptr().cast(),
+                iov_len: rest.len(),
+            }),
+        ];
+        let others = place.iov.get(1..).unwrap_or_default();
+        let len = front.len() + self.len.saturating_sub(skip);
+        let mut few = [EMPTY; FEW_PIECES];
+        let many: Vec<libc::iovec>;
+        let count = first.len() + others.len();
+        let iov = match few.get_mut(..count) {
+            Some(few) => {
+                for (to, from) in few.iter_mut().zip(first.iter().chain(others)) {
+                    *to = *from;
+                }
+                few
+            }
+            None => {
+                many = first.iter().chain(others).copied().collect();
+                &many[..]
+            }
+        };
+        // SAFETY: `front` is borrowed until after the call and Pieces only reads; the others are
+        // pieces of this packet, the first of them without what is skipped. Together they are `len`
+        // octets.
+        run(unsafe { Pieces::with_len(iov, len) })
     }
 
     /// Writes the whole packet to `fd` in one `writev`.
@@ -194,6 +277,22 @@ impl<'m> PiecesMut<'m> {
         })
     }
 
+    /// Copies in, from octet `offset` on, what lies in `from` from octet `skip` on; returns how much
+    /// there was and fitted. Both may be memory of guests, even the same.
+    pub fn copy_pieces(&mut self, offset: usize, from: Pieces<'_>, skip: usize) -> usize {
+        let (mut to, mut from) = (Place::new(self.iov, offset), Place::new(from.iov, skip));
+        let mut done = 0;
+        while let (Some(into), Some(out)) = (to.rest(), from.rest()) {
+            let here = into.len().min(out.len());
+            // The shorter of the two is copied.
+            out.copy_to_volatile_slice(into);
+            to.advance(here);
+            from.advance(here);
+            done += here;
+        }
+        done
+    }
+
     /// Copies out what was put in, from octet `offset` on.
     pub fn copy_to(&self, offset: usize, into: &mut [u8]) -> usize {
         Pieces {
@@ -241,5 +340,45 @@ mod tests {
         assert_eq!(room.copy_from(1, b"XYZW"), 4);
         assert_eq!(room.copy_from(7, b"QQ"), 1);
         assert_eq!((&a, &c), (b"aXY", b"ZWfgQ"));
+    }
+
+    #[test]
+    fn a_front_takes_the_place_of_the_first_octets() {
+        let mut bytes = *b"0123456789abcdefghijklmnopqrstuv";
+        for size in [1, 5, 32] {
+            let pieces: Vec<_> = bytes.chunks_mut(size).map(iov).collect();
+            for skip in [0, 1, 5, 31, 32, 40] {
+                // SAFETY: the array outlives the views.
+                let packet = unsafe { Pieces::new(&pieces) };
+                packet.with_front(b"<>", skip, |packet| {
+                    let mut out = [0; 40];
+                    let len = packet.copy_to(0, &mut out);
+                    assert_eq!(len, packet.len());
+                    assert_eq!(&out[..2], b"<>");
+                    let rest = b"0123456789abcdefghijklmnopqrstuv".get(skip..);
+                    assert_eq!(&out[2..len], rest.unwrap_or_default());
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_are_copied_to_pieces_however_they_are_cut() {
+        let text = *b"0123456789abcdef";
+        for (cut, gap) in [(0, 3), (5, 0), (7, 9), (16, 1)] {
+            let mut from = text;
+            let (head, tail) = from.split_at_mut(cut);
+            let from = [iov(head), iov(&mut []), iov(tail)];
+            let mut into = [b'.'; 16];
+            let (head, tail) = into.split_at_mut(gap);
+            let to = [iov(head), iov(tail)];
+            // SAFETY: the arrays outlive the views.
+            let (from, mut to) = unsafe { (Pieces::new(&from), PiecesMut::new(&to)) };
+            assert_eq!(to.copy_pieces(2, from, 4), 12);
+            assert_eq!(to.copy_pieces(15, from, 0), 1);
+            assert_eq!(to.copy_pieces(16, from, 0), 0);
+            assert_eq!(to.copy_pieces(usize::MAX, from, 17), 0);
+            assert_eq!(&into, b"..456789abcdef.0");
+        }
     }
 }

@@ -8,12 +8,14 @@
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 use crate::nic::counters::DropReason;
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{Pieces, PiecesMut};
 
 pub mod loopback;
+pub(crate) mod packet_queue;
 mod spec;
 pub mod tap;
 pub mod user;
@@ -70,9 +72,18 @@ pub trait UplinkQueue: Send + Debug {
     /// Sends one packet. Never blocks.
     fn send(&mut self, packet: Pieces<'_>) -> Sent;
 
-    /// Sends on its way what was gathered. The worker calls this at the end of each turn, whether
-    /// it sent in it or not; until then a sent packet may wait in the queue.
-    fn flush(&mut self) {}
+    /// Sends on its way what was gathered. The worker calls this in each turn when it has sent all
+    /// that it will, be it nothing; until then a sent packet may wait in the queue. `Some` is when
+    /// the queue wants to be called again at the latest, whether there is anything to send or not.
+    fn flush(&mut self) -> Option<Instant> {
+        None
+    }
+
+    /// Whether what comes is put into the driver's ring by others
+    /// ([`Inlet`](crate::datapath::Inlet)). The worker never calls `receive` then.
+    fn pushes(&self) -> bool {
+        false
+    }
 
     /// Receives one packet. Never blocks. The worker always gives [`MAX_PACKET`] octets of room,
     /// its own memory behind the guest's if need be; a packet that fills less room than that to

@@ -4,13 +4,13 @@
 //! Most run without threads: `rig` takes the workers' turns on the test's thread, as long as a
 //! worker would not sleep, so that a lost wake-up is a test that fails and not one that hangs.
 
-mod cable;
+pub(crate) mod cable;
 mod control;
-mod guest;
+pub(crate) mod guest;
 mod interrupts;
 mod program;
 mod receive;
 mod restart;
-mod rig;
+pub(crate) mod rig;
 mod threads;
 mod transmit;

@@ -183,8 +183,8 @@ fn a_driver_that_never_ceases_to_offer_cannot_make_us_collect() {
         rig.rx.kick();
         rig.cable().arrive(packet(0, 300));
         rig.settle();
-        let state = rig.dataplane.agreement.pairs[0].lock();
-        assert!(state.rx.as_ref().unwrap().taken() <= 4);
+        let inlet = rig.pair().inlet.lock();
+        assert!(inlet.rx.as_ref().unwrap().taken() <= 4);
     }
     assert_eq!(drops(&rig.counters().rx), [(DropReason::TooLong, 11)]);
 }

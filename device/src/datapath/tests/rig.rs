@@ -151,14 +151,11 @@ impl Rig {
     /// Lets all workers work until they would sleep.
     pub fn settle(&self) {
         for _ in 0..2 {
-            self.dataplane.control.settle();
-            for pair in &self.dataplane.agreement.pairs {
-                pair.settle();
-            }
+            self.dataplane.settle();
         }
     }
 
-    pub fn pair(&self) -> &Pair {
+    pub(in crate::datapath) fn pair(&self) -> &Pair {
         &self.dataplane.agreement.pairs[0]
     }
 

@@ -14,16 +14,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::packet_queue::PacketQueue;
 use super::{ETHERNET_HEADER, MAX_PACKET, Negotiated, OnCarrier, Received, Sent};
 use super::{Uplink, UplinkQueue};
 use crate::nic::counters::DropReason;
 use crate::nic::header::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VirtioNetHdr, complete_checksum};
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{Pieces, PiecesMut};
-
-mod queue;
-
-use queue::PacketQueue;
 
 /// The most packets that wait in a queue.
 const MOST_PACKETS: usize = 256;

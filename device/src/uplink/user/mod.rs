@@ -23,6 +23,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -244,11 +245,12 @@ impl UplinkQueue for UserQueue {
         Sent::Done
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self) -> Option<Instant> {
         self.look();
         if self.writer.waiting() > 0 {
             self.write();
         }
+        None
     }
 
     fn receive(&mut self, room: &mut PiecesMut<'_>) -> Received {

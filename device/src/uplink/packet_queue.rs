@@ -14,7 +14,7 @@ use std::ops::Range;
 /// The ranges in `packets` lie within `memory` and do not overlap. In order they ascend, but for
 /// at most one place where they start over.
 #[derive(Debug)]
-pub(super) struct PacketQueue {
+pub(crate) struct PacketQueue {
     memory: Vec<u8>,
     packets: VecDeque<Range<usize>>,
     most: usize,
@@ -67,6 +67,11 @@ impl PacketQueue {
             self.packets.push_back(place);
         }
         Some(result)
+    }
+
+    /// Packets that wait.
+    pub fn count(&self) -> usize {
+        self.packets.len()
     }
 
     /// The packet that has waited longest.

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A port of the switch, as those see it who forward to it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use crate::datapath::Inlet;
+use crate::nic::Nic;
+
+use super::table::PortIndex;
+use super::uplink_port::Egress;
+use super::vlan::VlanMode;
+
+/// A port.
+#[derive(Debug)]
+pub struct Port {
+    /// Its number; another port has it when this one is gone.
+    pub index: PortIndex,
+    /// Its name, of which there is one at a time.
+    pub name: String,
+    /// What is plugged in: link and counters are its.
+    pub nic: Arc<Nic>,
+    /// Its VLANs.
+    pub vlans: VlanMode,
+    pub(super) end: End,
+}
+
+/// What is at a port.
+#[derive(Debug)]
+pub(super) enum End {
+    /// A guest.
+    Guest(Guest),
+    /// The rest of the world.
+    Uplink(Mutex<Egress>),
+}
+
+/// The receive queues of a guest.
+#[derive(Debug, Default)]
+pub(super) struct Guest {
+    /// Set once, when the workers that own them have been made.
+    pub inlets: OnceLock<Vec<Arc<Inlet>>>,
+    /// Those that receive, a bit each.
+    active: AtomicU32,
+}
+
+impl Guest {
+    /// Notes whether a queue receives.
+    pub fn set_active(&self, queue: usize, active: bool) {
+        let bit = 1u32.checked_shl(queue as u32).unwrap_or(0);
+        if active {
+            self.active.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.active.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    /// The inlet for packets that the sender has sent from its queue number `queue`, and that
+    /// inlet's number. A flow keeps its queue: that of the driver which sends it. If none receives
+    /// it is the first, where they are counted as lost.
+    pub fn inlet(&self, queue: usize) -> Option<(usize, &Arc<Inlet>)> {
+        let active = self.active.load(Ordering::Relaxed);
+        let queues = self.inlets.get()?;
+        let receives = |queue: &usize| active >> queue & 1 == 1;
+        let chosen = if queue < queues.len() && receives(&queue) {
+            queue
+        } else {
+            let count = active.count_ones() as usize;
+            let skip = queue.checked_rem(count).unwrap_or(0);
+            (0..queues.len()).filter(receives).nth(skip).unwrap_or(0)
+        };
+        queues.get(chosen).map(|inlet| (chosen, inlet))
+    }
+}
