@@ -31,6 +31,8 @@ pub enum Uplink {
     User,
     /// What goes out comes back
     Loopback,
+    /// A switch, for more guests, with the tap as its way out
+    Switch,
 }
 
 impl Uplink {
@@ -40,7 +42,13 @@ impl Uplink {
             Uplink::Tap => "tap",
             Uplink::User => "user",
             Uplink::Loopback => "loopback",
+            Uplink::Switch => "switch",
         }
+    }
+
+    /// Whether the tap is its far end.
+    pub fn needs_tap(self) -> bool {
+        matches!(self, Uplink::Tap | Uplink::Switch)
     }
 }
 
@@ -75,6 +83,8 @@ pub struct Backend {
     pub control: PathBuf,
     /// What the backend logs, over all its lives.
     pub log: PathBuf,
+    /// The NIC's port, if it is at a switch.
+    port: Option<&'static str>,
     binary: PathBuf,
     arguments: Vec<String>,
     process: Mutex<Child>,
@@ -95,6 +105,7 @@ impl Backend {
         match options.uplink {
             Uplink::Tap => add("--uplink", format!("tap:{}", net::TAP)),
             Uplink::Loopback => add("--uplink", "loopback".into()),
+            Uplink::Switch => add("--uplink", format!("switch:tap:{}", net::TAP)),
             Uplink::User => {
                 let passt = lab.run.dir.join("passt");
                 // passt tells the guest the host's name servers. In the run's namespace there is
@@ -120,6 +131,8 @@ impl Backend {
             socket,
             control,
             log,
+            // What the switch calls its first port.
+            port: (options.uplink == Uplink::Switch).then_some("p0"),
             binary,
             arguments,
             process: Mutex::new(process),
@@ -135,7 +148,12 @@ impl Backend {
 
     /// QEMU's arguments that plug the NIC in.
     pub fn nic(&self, attach: Attach, queues: usize) -> Result<Nic> {
-        let socket = self.socket.display().to_string();
+        self.nic_at(&self.socket, attach, queues)
+    }
+
+    /// QEMU's arguments that plug in the NIC at this socket.
+    pub fn nic_at(&self, socket: &Path, attach: Attach, queues: usize) -> Result<Nic> {
+        let socket = socket.display().to_string();
         let queues = queues.to_string();
         let line = self.run(&[
             "qemu-args",
@@ -195,8 +213,9 @@ impl Backend {
 
     /// Pulls the cable or puts it back.
     pub fn set_link(&self, up: bool) -> Result<()> {
-        self.control(&["link", if up { "up" } else { "down" }])
-            .map(|_| ())
+        let mut arguments = vec!["link", if up { "up" } else { "down" }];
+        arguments.extend(self.port.iter().flat_map(|port| ["--port", port]));
+        self.control(&arguments).map(|_| ())
     }
 
     fn process(&self) -> MutexGuard<'_, Child> {

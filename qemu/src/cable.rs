@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Addresses at both ends of the cable, and an iperf3 server at the far end.
 //!
-//! - tap: the far end is the tap in the run's network namespace.
+//! - tap, and switch: the far end is the tap in the run's network namespace.
 //! - user: passt gives the guest an address by DHCP; the gateway it names leads to the
 //!   namespace's own loopback.
 //! - loopback: what the guest sends comes back, so both ends are in the guest. Two macvlan
@@ -37,7 +37,7 @@ impl Cable {
         guest.sh(&format!("ip link set {INTERFACE} up"))?;
         wait_carrier(guest, true)?;
         let (server, host_server) = match uplink {
-            Uplink::Tap => {
+            Uplink::Tap | Uplink::Switch => {
                 guest.sh(&format!(
                     "ip addr replace {GUEST_IP}/24 dev {INTERFACE} && \
                      ip addr replace {GUEST_IP6}/64 dev {INTERFACE} nodad"

@@ -63,7 +63,7 @@ struct Figures {
 
 /// Runs the demonstration.
 pub fn run(lab: &Lab, args: &Args) -> Result<()> {
-    if args.uplink == Uplink::Tap {
+    if args.uplink.needs_tap() {
         net::make_tap(lab, false)?;
     }
     let start = Instant::now();
@@ -211,7 +211,7 @@ fn report(f: &Figures, driver: Driver) -> String {
 fn by_hand(uplink: Uplink, backend: &str, qemu: &str) -> String {
     let mut text =
         String::from("The same by hand (the sockets' directory is gone: choose another)\n");
-    if uplink == Uplink::Tap {
+    if uplink.needs_tap() {
         let _ = writeln!(
             text,
             "  ip tuntap add dev {0} mode tap vnet_hdr && ip addr add {1}/24 dev {0} && ip link set {0} up",

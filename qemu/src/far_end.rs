@@ -12,7 +12,8 @@ use crate::artefacts::guest::{BYTES_CHECK, FRAMES};
 use crate::lab::Lab;
 use crate::net::TAP;
 
-const PORT: u16 = 5202;
+/// Where `bytes-check serve` listens.
+pub const PORT: u16 = 5202;
 
 /// `bytes-check serve`. It ends when dropped.
 #[derive(Debug)]
@@ -51,11 +52,13 @@ impl BytesServer {
 
     /// The command in the guest that moves so many bytes or datagrams.
     pub fn client(&self, verb: &str, amount: u64) -> String {
-        format!(
-            "bytes-check {verb} {} {PORT} {amount} {amount}",
-            self.address
-        )
+        bytes_client(&self.address, verb, amount)
     }
+}
+
+/// The command in a guest that moves so many bytes or datagrams to or from the server at an address.
+pub fn bytes_client(address: &str, verb: &str, amount: u64) -> String {
+    format!("bytes-check {verb} {address} {PORT} {amount} {amount}")
 }
 
 impl Drop for BytesServer {

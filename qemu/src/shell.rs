@@ -27,7 +27,7 @@ pub struct Args {
 
 /// Runs a guest until its shell ends.
 pub fn run(lab: &Lab, args: &Args) -> Result<()> {
-    if args.uplink == Uplink::Tap {
+    if args.uplink.needs_tap() {
         net::make_tap(lab, args.queues > 1)?;
     }
     let backend = Backend::start(
@@ -40,7 +40,7 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
     let mut spec = lab.spec("shell", backend.nic(args.attach, args.queues)?);
     spec.shell = true;
     match args.uplink {
-        Uplink::Tap => {
+        Uplink::Tap | Uplink::Switch => {
             spec.init.push(format!("lab.address={}/24", net::GUEST_IP));
             say(format!("the host is {} to the guest", net::HOST_IP));
         }

@@ -9,7 +9,7 @@
 //! A sender takes it for an address that is new, or at a new port, and else once a second at most
 //! writes down, without it, that it has seen the address.
 //!
-//! The table is of fixed size: [`BUCKETS`] of [`WAYS`] entries, in which an address has one bucket,
+//! The table is of fixed size: 2048 buckets of four entries, in which an address has one bucket,
 //! by a hash that nobody outside can foresee. Where a bucket is full, the port that has the most
 //! addresses gives one up, and if that would have to be one with fewer than the sender's own, the
 //! address is not learned. So a guest that makes up addresses pushes out its own and never those of

@@ -39,6 +39,8 @@ impl Setup {
             Setup::Ours(Attach::Device, Uplink::Tap) => "ferronic-device-tap",
             Setup::Ours(Attach::Device, Uplink::User) => "ferronic-device-user",
             Setup::Ours(Attach::Device, Uplink::Loopback) => "ferronic-device-loopback",
+            Setup::Ours(Attach::Netdev, Uplink::Switch) => "ferronic-switch",
+            Setup::Ours(Attach::Device, Uplink::Switch) => "ferronic-device-switch",
             Setup::QemuTap => "qemu-tap",
             Setup::QemuUser => "qemu-user",
             Setup::PasstStream => "passt-stream",
@@ -93,7 +95,7 @@ impl Rig {
 
     /// The same with a machine that is changed before it starts.
     pub fn start_with(lab: &Lab, setup: Setup, change: impl FnOnce(&mut Spec)) -> Result<Self> {
-        if setup.cable() == Uplink::Tap {
+        if setup.cable().needs_tap() {
             // The same kind of tap for all, and nothing left in it by the one before.
             net::make_tap(lab, false)?;
         }

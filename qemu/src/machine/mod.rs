@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use qapi::qmp as commands;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::accel::Accel;
 use crate::artefacts::guest::INIT_PATH;
@@ -186,6 +187,14 @@ impl Machine {
             .unwrap_or_else(PoisonError::into_inner)
             .wait()
             .context("cannot wait for QEMU")
+    }
+
+    /// Stops QEMU's process where it is, or lets it go on: unlike QMP's `stop`, of which a
+    /// vhost-user backend is told, this is a guest that does nothing any more.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&process), signal).context("cannot signal QEMU")
     }
 
     /// Kills QEMU at once, as kill -9 does.

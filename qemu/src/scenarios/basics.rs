@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{BOTH, DEVICE_TAP, EVERY, LOOPBACK, NETDEV_TAP, QEMU_TAP, Scenario, USER};
+use super::{BOTH, DEVICE_TAP, LOOPBACK, NETDEV_TAP, QEMU_TAP, SWITCH, Scenario, USER};
 use crate::far_end::BytesServer;
 use crate::net::{HOST_IP, HOST_IP6};
 use crate::test::Form;
@@ -11,11 +11,13 @@ use crate::test::bed::Bed;
 use crate::test::setup::Setup;
 use crate::traffic::{Client, Direction};
 
-const ALL: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, USER, LOOPBACK, QEMU_TAP];
+const ALL: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, USER, LOOPBACK, SWITCH, QEMU_TAP];
+/// Those whose far end is the tap.
+const ON_TAP: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, SWITCH, QEMU_TAP];
 
 pub const TABLE: &[Scenario] = &[
-    Scenario::new("ping", EVERY, ping),
-    Scenario::new("contents", EVERY, contents),
+    Scenario::new("ping", ON_TAP, ping),
+    Scenario::new("contents", ON_TAP, contents),
     Scenario::new("tcp", ALL, tcp),
     Scenario::new("udp", ALL, udp),
     Scenario::new("soak", BOTH, soak).full_only(),

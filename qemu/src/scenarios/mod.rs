@@ -11,6 +11,7 @@ mod kunit;
 mod link;
 mod rings;
 mod survival;
+mod switch;
 mod trouble;
 mod user;
 mod variants;
@@ -147,6 +148,9 @@ const USER: Setup = Setup::new(Attach::Netdev, Uplink::User);
 /// The NIC with its transmitter plugged into its receiver.
 const LOOPBACK: Setup = Setup::new(Attach::Netdev, Uplink::Loopback);
 
+/// The NIC at a switch with a tap as its way out.
+const SWITCH: Setup = Setup::new(Attach::Netdev, Uplink::Switch);
+
 /// All cases with these drivers on these kernels, those with the same setup one after another, those
 /// that spoil the bed at the end.
 pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
@@ -157,6 +161,7 @@ pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
         link::TABLE,
         rings::TABLE,
         survival::TABLE,
+        switch::TABLE,
         user::TABLE,
         variants::TABLE,
     ];

@@ -45,7 +45,7 @@ pub struct Bed<'a> {
 impl<'a> Bed<'a> {
     /// Makes a bed.
     pub fn make(lab: &'a Lab, setup: Setup) -> Result<Self> {
-        if setup.uplink == Uplink::Tap {
+        if setup.uplink.needs_tap() {
             net::make_tap(lab, setup.queues > 1)?;
             if let Some(mtu) = setup.mtu {
                 net::ip(lab, &format!("link set {} mtu {mtu}\n", net::TAP))?;
@@ -74,12 +74,10 @@ impl<'a> Bed<'a> {
             ..Options::new(setup.uplink)
         };
         // Chosen, so that it is the same after a restart and in every log.
-        options.extra.extend([
-            "--mac".into(),
-            GUEST_MAC.into(),
-            "--log".into(),
-            "debug".into(),
-        ]);
+        if setup.uplink != Uplink::Switch {
+            options.extra.extend(["--mac".into(), GUEST_MAC.into()]);
+        }
+        options.extra.extend(["--log".into(), "debug".into()]);
         if let Some(mtu) = setup.mtu {
             options.extra.extend(["--mtu".into(), mtu.to_string()]);
         }
