@@ -5,6 +5,7 @@
 //! Each folder is a layer that knows only those named before it:
 //!
 //! - `bindings`: what the kernel's own bindings lack, and C shims
+//! - `fault`: where things are made to fail by tests
 //! - `dma`: memory that a device may touch
 //! - `virtio`: the device's registers and its queues
 //! - `irq`: interrupts of a PCI function
@@ -15,6 +16,7 @@ mod bindings;
 #[allow(dead_code, reason = "a wrapper, whole whatever is used of it")]
 mod dma;
 mod driver;
+mod fault;
 mod irq;
 #[allow(dead_code, unused_imports, reason = "a wrapper, as `dma`")]
 mod net;

@@ -6,6 +6,7 @@
 
 #include <linux/cpumask.h>
 #include <linux/etherdevice.h>
+#include <linux/fault-inject.h>
 #include <linux/interrupt.h>
 #include <linux/rtnetlink.h>
 #include <linux/virtio_net.h>
@@ -13,6 +14,16 @@
 #include <net/page_pool/helpers.h>
 
 #include "shim.h"
+
+/* --- Fault injection */
+
+/* Nothing fails by chance (probability), only the n-th time where a test says so; and quietly. */
+static struct fault_attr __maybe_unused ferronic_fault;
+
+bool ferronic_should_fail(void)
+{
+	return should_fail(&ferronic_fault, 1);
+}
 
 /* --- PCI, interrupts */
 

@@ -29,6 +29,9 @@ enum {
 	FERRONIC_COALESCE_USE_ADAPTIVE_RX = ETHTOOL_COALESCE_USE_ADAPTIVE_RX,
 };
 
+/* --- Fault injection */
+bool ferronic_should_fail(void);
+
 /* --- PCI, interrupts */
 void ferronic_pci_disable(struct pci_dev *pdev);
 void ferronic_irq_spread(struct pci_dev *pdev, unsigned int irq, unsigned int index);

@@ -9,14 +9,14 @@ use super::{
         Command, //
     },
     features,
-    lifecycle::{
-        rx_queue,
-        tx_queue, //
-    },
     nic::{
         Control,
         Nic, //
     }, //
+    queues::{
+        rx_queue,
+        tx_queue, //
+    },
 };
 use crate::{
     net::{

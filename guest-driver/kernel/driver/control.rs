@@ -7,6 +7,7 @@
 //! gives one costs a bounded time.
 
 use crate::{
+    fault,
     net::Address,
     virtio::{
         Doorbell,
@@ -139,6 +140,7 @@ impl<'a> ControlQueue<'a> {
         if self.stuck {
             return Err(ETIMEDOUT);
         }
+        fault::point()?;
         let ack = ROOM - 1;
         let mut at = 0;
         self.put(&mut at, &[command.0, command.1])?;

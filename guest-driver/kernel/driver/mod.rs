@@ -18,6 +18,7 @@ mod header;
 mod interrupts;
 mod lifecycle;
 mod nic;
+mod queues;
 mod rss;
 mod rx;
 mod stats;

@@ -401,10 +401,11 @@ impl<'a> Operations for Nic<'a> {
 
     fn open(&self, dev: &Device<Self>) -> Result {
         let mut control = self.control.lock();
-        self.start_queues(dev, &mut control)?;
+        let features = control.driven.as_ref().ok_or(ENODEV)?.features;
+        let link = config::Link::read(&self.transport, features)?;
+        self.start_queues(dev, &mut control)
+            .inspect_err(|_| self.stop_queues(dev, &mut control))?;
         control.wishes.open = true;
-        let link = control.driven.as_ref().ok_or(ENODEV)?;
-        let link = config::Link::read(&self.transport, link.features)?;
         dev.set_carrier(link.up);
         // It may have changed before `open` was set.
         dev.schedule_work(Work::CONFIG);

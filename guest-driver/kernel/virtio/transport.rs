@@ -24,7 +24,10 @@ use super::{
         Window, //
     }, //
 };
-use crate::dma;
+use crate::{
+    dma,
+    fault, //
+};
 use kernel::{
     device::Bound,
     io::{
@@ -125,6 +128,7 @@ impl<'bound> Transport<'bound> {
     ///
     /// The device's memory must have been enabled. `ENODEV` if a structure is missing.
     pub(crate) fn new(pdev: &'bound pci::Device<Bound>) -> Result<Self> {
+        fault::point()?;
         let found = capability::walk(&Function(pdev)).map_err(|missing| {
             dev_err!(pdev, "no usable {}\n", missing.name());
             ENODEV
@@ -191,6 +195,7 @@ impl<'bound> Transport<'bound> {
         requirements: &[Requirement],
     ) -> Result<Features> {
         self.reset()?;
+        fault::point()?;
         self.add_status(Status::ACKNOWLEDGE)?;
         self.add_status(Status::DRIVER)?;
         let offered = self.offered()?;
@@ -246,6 +251,7 @@ impl<'bound> Transport<'bound> {
 
     /// Tells the device that the driver is ready (3.1.1, step 8).
     pub(crate) fn driver_ok(&self) -> Result {
+        fault::point()?;
         self.add_status(Status::DRIVER_OK)
     }
 
@@ -271,6 +277,7 @@ impl<'bound> Transport<'bound> {
 
     /// Sets the MSI-X vector of configuration changes. `EBUSY` if the device has no room for it.
     pub(crate) fn set_config_vector(&self, vector: Option<u16>) -> Result {
+        fault::point()?;
         let value = vector.unwrap_or(NO_VECTOR);
         self.common.write(common::CONFIG_MSIX_VECTOR, value)?;
         // 4.1.5.1.2.2: the driver must verify that it was taken.
@@ -287,6 +294,7 @@ impl<'bound> Transport<'bound> {
 
     /// Calls `f` with queue `index` selected. `ENOENT` if there is no such queue.
     fn with_queue<R>(&self, index: u16, f: impl FnOnce(&Window<'bound>) -> Result<R>) -> Result<R> {
+        fault::point()?;
         if index >= self.queue_count()? {
             return Err(ENOENT);
         }
@@ -414,6 +422,7 @@ impl<'bound> Transport<'bound> {
         &self,
         f: impl Fn(Config<'_, 'bound>) -> Result<R>,
     ) -> Result<R> {
+        fault::point()?;
         let config = Config(self.device.as_ref().ok_or(EINVAL)?);
         let mut before: u8 = self.common.read(common::CONFIG_GENERATION)?;
         for _ in 0..CONFIG_ATTEMPTS {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! QEMU machines.
 //!
-//! Every machine is a q35 with shared memory, one NVMe disk (thrown away changes) that
-//! may have our driver behind the root file system (see [`disk`]), a console that goes to a log file or the terminal, and a second serial port for the
-//! guest agent. Only the NIC differs: see [`nic`].
+//! Every machine is a q35 with shared memory, one NVMe disk (thrown away changes) that may have our
+//! driver behind the root file system (see [`disk`]), a console that goes to a log file or the
+//! terminal, and a second serial port for the guest agent. Only the NIC differs: see [`nic`].
 
 mod disk;
+pub mod memory;
 pub mod nic;
 pub mod qmp;
 pub mod wire;
@@ -28,6 +29,7 @@ use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::lab::Lab;
 use disk::Disk;
+use memory::GuestMemory;
 use nic::Nic;
 use qmp::Qmp;
 
@@ -154,6 +156,12 @@ impl Machine {
     /// Does something with QEMU's control socket.
     pub fn qmp<T>(&self, f: impl FnOnce(&mut Qmp) -> Result<T>) -> Result<T> {
         f(&mut self.qmp.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> Result<GuestMemory> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        GuestMemory::of(process.id())
     }
 
     /// How QEMU ended, if it has.

@@ -5,6 +5,7 @@ mod basics;
 mod churn;
 mod ethtool;
 mod filters;
+mod hostile;
 mod interface;
 mod itself;
 mod kunit;
@@ -170,6 +171,7 @@ pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
         ethtool::TABLE,
         churn::TABLE,
         trouble::TABLE,
+        hostile::TABLE,
         kunit::TABLE,
     ];
     let mut scenarios: Vec<Scenario> = about_nic.concat();

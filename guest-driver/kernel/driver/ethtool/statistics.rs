@@ -11,14 +11,14 @@ use super::super::{
         self,
         Kind, //
     },
-    lifecycle::{
-        rx_queue,
-        tx_queue, //
-    },
     nic::{
         Control,
         Nic, //
     }, //
+    queues::{
+        rx_queue,
+        tx_queue, //
+    },
 };
 use crate::net::{
     ethtool::Statistics,

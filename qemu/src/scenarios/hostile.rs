@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A device that lies, asks for a reset, or is gone: the driver says so, recovers or gives up, and
+//! the guest lives on.
+//!
+//! No device at hand lies. So the lab does, in the guest's memory, where the device has its say: in
+//! the part of a ring that it writes. Where the rings are is in the driver's dump of registers.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::interface::whole;
+use super::{DEVICE_TAP, EVERY, NETDEV_TAP, QEMU_TAP, Scenario};
+use crate::cable::INTERFACE;
+use crate::driver::Driver;
+use crate::guest::Running;
+use crate::machine::memory::GuestMemory;
+use crate::test::Form;
+use crate::test::bed::Bed;
+use crate::test::setup::Setup;
+use crate::traffic::{Client, Direction, wait_flow};
+
+/// The device attachment takes packed rings by itself, QEMU's own NIC when told to.
+const LIARS: &[Setup] = &[
+    NETDEV_TAP,
+    DEVICE_TAP,
+    QEMU_TAP,
+    QEMU_TAP.properties("packed", &["packed=on"]),
+];
+/// What the driver says of a device that lies, and what of one that does nothing else.
+const LIES: &[&str] = &["queue 0: device", ": resetting"];
+const HOPELESS: &[&str] = &[
+    "queue 0: device",
+    ": resetting",
+    "is given up",
+    "NETDEV WATCHDOG",
+    "transmit queue",
+    "did not come to rest",
+    "does not answer",
+];
+
+pub const TABLE: &[Scenario] = &[
+    Scenario::new("device_lies", LIARS, lies)
+        .only(&[Driver::Ferronic])
+        .forgiving(LIES),
+    Scenario::new("device_wants_reset", &[QEMU_TAP], wants_reset)
+        .only(&[Driver::Ferronic])
+        .forgiving(LIES),
+    Scenario::new("device_always_lies", EVERY, always_lies)
+        .only(&[Driver::Ferronic])
+        .forgiving(HOPELESS),
+    Scenario::new("device_disappears", EVERY, disappears)
+        .only(&[Driver::Ferronic])
+        .forgiving(HOPELESS),
+];
+
+/// How long traffic may take to flow again.
+const RESUME: Duration = Duration::from_secs(15);
+/// A lie that the device has overwritten before the driver saw it is told again, so many times.
+const TELLINGS: u32 = 200;
+/// VIRTIO_F_RING_PACKED.
+const RING_PACKED: u32 = 34;
+/// What the driver says when it gives a device up.
+const GIVEN_UP: &str = "device does not work and is given up";
+
+/// One of the driver's rings, as `ethtool -d` shows it; see `ethtool/registers.rs` of the driver.
+struct Ring {
+    memory: GuestMemory,
+    packed: bool,
+    size: u16,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+}
+
+/// What can be wrong in what a device has used.
+#[derive(Debug, Clone, Copy)]
+enum Lie {
+    /// There is no such identifier.
+    NoSuchIdentifier,
+    /// It has written more than there was room for.
+    TooLong,
+    /// It has used more than it was given.
+    TooMany,
+}
+
+impl Ring {
+    /// The ring of queue `index`.
+    fn find(bed: &Bed, index: usize) -> Result<Self> {
+        let text = bed.guest().sh(&format!(
+            "ethtool -d {INTERFACE} raw on | od -An -v -tx4 -w4"
+        ))?;
+        let words: Vec<u32> = text
+            .split_whitespace()
+            .map(|word| u32::from_str_radix(word, 16))
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("no words: {text}"))?;
+        let word = |i: usize| -> Result<u64> {
+            let word = words.get(i).context("the dump of registers is too short")?;
+            Ok(u64::from(*word))
+        };
+        let double = |i: usize| -> Result<u64> { Ok(word(i)? | word(i + 1)? << 32) };
+        let queue = 6 + 14 * index;
+        Ok(Ring {
+            memory: bed.machine.memory()?,
+            packed: double(2)? >> RING_PACKED & 1 != 0,
+            // CAST: Two registers of 16 bits each.
+            size: word(queue + 6)? as u16,
+            descriptors: double(queue + 8)?,
+            available: double(queue + 10)?,
+            used: double(queue + 12)?,
+        })
+    }
+
+    /// Says something that is not true.
+    fn lie(&self, lie: Lie) -> Result<()> {
+        if self.packed {
+            return self.lie_packed(lie);
+        }
+        let index = self.memory.read_u16(self.used + 2)?;
+        let slot = u64::from(index % self.size);
+        // Devices use what is available in order, so this is the identifier that comes next.
+        let next = self.memory.read_u16(self.available + 4 + 2 * slot)?;
+        let (identifier, length, count): (u32, u32, u16) = match lie {
+            Lie::NoSuchIdentifier => (u32::from(self.size) + 7, 60, 1),
+            Lie::TooLong => (u32::from(next), 1 << 30, 1),
+            Lie::TooMany => (u32::from(next), 60, self.size + 5),
+        };
+        let mut element = [0; 8];
+        element[..4].copy_from_slice(&identifier.to_le_bytes());
+        element[4..].copy_from_slice(&length.to_le_bytes());
+        self.memory.write(self.used + 4 + 8 * slot, &element)?;
+        let index = index.wrapping_add(count);
+        self.memory.write(self.used + 2, &index.to_le_bytes())
+    }
+
+    /// Where the driver looks next is not in memory: every place lies, first for one value of the
+    /// wrap counter, then for the other. That there is more than one is a lie in itself.
+    fn lie_packed(&self, lie: Lie) -> Result<()> {
+        for flags in [0x8080_u16, 0] {
+            for slot in 0..u64::from(self.size) {
+                let descriptor = self.descriptors + 16 * slot;
+                let mut end = self.memory.read::<8>(descriptor + 8)?;
+                match lie {
+                    Lie::NoSuchIdentifier => {
+                        end[4..6].copy_from_slice(&(self.size + 7).to_le_bytes());
+                    }
+                    Lie::TooLong => end[..4].copy_from_slice(&(1_u32 << 30).to_le_bytes()),
+                    Lie::TooMany => {}
+                }
+                end[6..].copy_from_slice(&flags.to_le_bytes());
+                self.memory.write(descriptor + 8, &end)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the device, not the driver, that there is more available than there can be.
+    fn offer_too_much(&self) -> Result<()> {
+        let index = self.memory.read_u16(self.available + 2)?;
+        let index = index.wrapping_add(0x4000);
+        self.memory.write(self.available + 2, &index.to_le_bytes())
+    }
+}
+
+/// iperf3 both ways, which goes on until it is killed.
+fn start<'a>(bed: &'a Bed<'_>) -> Result<Running<'a>> {
+    let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600).with("--bidir");
+    bed.guest().spawn(&client.command())
+}
+
+fn flows(bed: &Bed) -> Result<()> {
+    wait_flow(bed.guest(), Direction::GuestToHost, 1_000_000, RESUME)?;
+    wait_flow(bed.guest(), Direction::HostToGuest, 1_000_000, RESUME)
+}
+
+/// How often the kernel's log has this.
+fn said(bed: &Bed, text: &str) -> Result<u64> {
+    let count = bed
+        .guest()
+        .sh(&format!("dmesg | grep -c '{text}' || true"))?;
+    count.trim().parse().context("no count")
+}
+
+/// How often a queue, `rx0` or `tx0`, was found broken.
+fn broken(bed: &Bed, queue: &str) -> Result<u64> {
+    let text = bed.guest().sh(&format!(
+        "ethtool -S {INTERFACE} | sed -n 's/^ *{queue}_broken: *//p'"
+    ))?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("{queue}_broken is no number: {text}"))
+}
+
+/// Each lie under traffic: it is counted, the device is reset, and the same connections go on.
+fn lies(bed: &mut Bed, form: Form) -> Result<()> {
+    let traffic = start(bed)?;
+    let round = || -> Result<()> {
+        for (queue, index) in [("rx0", 0), ("tx0", 1)] {
+            for lie in [Lie::NoSuchIdentifier, Lie::TooLong, Lie::TooMany] {
+                // Nothing is written for transmission, so all lengths are ignored there.
+                if !(index == 1 && matches!(lie, Lie::TooLong)) {
+                    flows(bed)?;
+                    one_lie(bed, queue, index, lie).with_context(|| format!("{queue}: {lie:?}"))?;
+                }
+            }
+        }
+        flows(bed)
+    };
+    let result = (0..form.pick(1, 20)).try_for_each(|i| {
+        if i > 0 {
+            // More than ten resets within half a minute, and the driver would give up.
+            std::thread::sleep(Duration::from_secs(31));
+        }
+        round()
+    });
+    traffic.kill()?;
+    result?;
+    ensure!(
+        said(bed, GIVEN_UP)? == 0,
+        "the driver has given the device up"
+    );
+    bed.lay_cable()?;
+    whole(bed, Form::Short)
+}
+
+/// Lies until it is noticed.
+fn one_lie(bed: &Bed, queue: &str, index: usize, lie: Lie) -> Result<()> {
+    let ring = Ring::find(bed, index)?;
+    let before = broken(bed, queue)?;
+    for _ in 0..TELLINGS {
+        ring.lie(lie)?;
+        // The reset that follows makes a new ring elsewhere: nothing more may be written to this.
+        if broken(bed, queue)? > before {
+            return Ok(());
+        }
+    }
+    bail!("told {TELLINGS} times, and never noticed")
+}
+
+/// The driver's offer is nonsense, to which the device answers with DEVICE_NEEDS_RESET (2.1.2).
+fn wants_reset(bed: &mut Bed, form: Form) -> Result<()> {
+    let traffic = start(bed)?;
+    let once = || -> Result<()> {
+        flows(bed)?;
+        let before = said(bed, "asks for a reset: resetting")?;
+        let ring = Ring::find(bed, 1)?;
+        for _ in 0..TELLINGS {
+            ring.offer_too_much()?;
+            if said(bed, "asks for a reset: resetting")? > before {
+                return flows(bed);
+            }
+        }
+        bail!("the device was told {TELLINGS} times, and was never reset")
+    };
+    let result = (0..form.pick(2, 6)).try_for_each(|_| once());
+    traffic.kill()?;
+    result?;
+    bed.lay_cable()?;
+    whole(bed, Form::Short)
+}
+
+/// A device that lies after every reset is given up, with one message; nothing hangs, and a new
+/// driver starts anew.
+fn always_lies(bed: &mut Bed, _: Form) -> Result<()> {
+    let traffic = start(bed)?;
+    flows(bed)?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while said(bed, GIVEN_UP)? == 0 {
+        ensure!(
+            Instant::now() < deadline,
+            "the device lies, and the driver goes on with it"
+        );
+        // A dump that finds no ring comes from the midst of a reset.
+        if let Ok(ring) = Ring::find(bed, 0)
+            && ring.descriptors != 0
+        {
+            ring.lie(Lie::NoSuchIdentifier)?;
+        }
+    }
+    traffic.kill()?;
+    after_the_end(bed)
+}
+
+/// All that is read is ones, and nothing that is written arrives: as if someone had pulled the card.
+/// Not even its slot says so.
+fn disappears(bed: &mut Bed, _: Form) -> Result<()> {
+    let traffic = start(bed)?;
+    flows(bed)?;
+    // The command register: no memory, no bus master.
+    bed.guest().sh(&format!(
+        "device=$(ethtool -i {INTERFACE} | sed -n 's/^bus-info: //p'); \
+         printf '\\0\\0' | dd of=/sys/bus/pci/devices/$device/config bs=1 seek=4 conv=notrunc status=none"
+    ))?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while said(bed, GIVEN_UP)? == 0 {
+        ensure!(
+            Instant::now() < deadline,
+            "the device is gone, and the driver has not noticed"
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    traffic.kill()?;
+    after_the_end(bed)
+}
+
+/// What is asked of an interface whose device was given up is answered, soon; the message was one;
+/// and with a new driver all is well again.
+fn after_the_end(bed: &mut Bed) -> Result<()> {
+    let asked = format!(
+        "ip -s link show {INTERFACE}; ethtool {INTERFACE}; ethtool -S {INTERFACE}; ethtool -d {INTERFACE}; \
+         ethtool -g {INTERFACE}; ethtool -G {INTERFACE} rx 64; ethtool -K {INTERFACE} gro off; \
+         ip link set {INTERFACE} mtu 1400; ip link set {INTERFACE} down; ip link set {INTERFACE} up; \
+         ip link set {INTERFACE} down"
+    );
+    bed.guest().try_sh(&asked, Duration::from_secs(20))?;
+    let times = said(bed, GIVEN_UP)?;
+    ensure!(
+        times == 1,
+        "the driver has said {times} times that it gives up"
+    );
+    let driver = bed.setup.driver.name();
+    bed.guest()
+        .sh(&format!("driver unload {driver} && driver load {driver}"))?;
+    bed.lay_cable()?;
+    whole(bed, Form::Short)
+}
