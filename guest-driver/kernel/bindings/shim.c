@@ -165,27 +165,37 @@ unsigned int ferronic_hw_addr_copy(const struct netdev_hw_addr_list *list, u8 *t
 
 /* --- timer that schedules ndo_work */
 
+/*
+ * Nothing for a device that is not registered yet, or not any more: the kernel's list of devices with
+ * work to do does not keep those alive.
+ */
+void ferronic_work_sched(struct net_device *dev, unsigned long events)
+{
+	if (READ_ONCE(dev->reg_state) == NETREG_REGISTERED)
+		netdev_work_sched(dev, events);
+}
+
 static void ferronic_timer_fire(struct timer_list *t)
 {
 	struct ferronic_timer *timer = timer_container_of(timer, t, timer);
 
-	netdev_work_sched(timer->dev, READ_ONCE(timer->events));
+	ferronic_work_sched(timer->dev, atomic_long_xchg(&timer->events, 0));
 }
 
 void ferronic_timer_init(struct ferronic_timer *timer, struct net_device *dev)
 {
 	timer_setup(&timer->timer, ferronic_timer_fire, 0);
 	timer->dev = dev;
-	timer->events = 0;
+	atomic_long_set(&timer->events, 0);
 }
 
-/* Leaves a timer that runs already as it is. */
+/* A timer that runs already does not run longer. */
 void ferronic_timer_start(struct ferronic_timer *timer, unsigned long events,
 			  unsigned int ms)
 {
+	atomic_long_or(events, &timer->events);
 	if (timer_pending(&timer->timer))
 		return;
-	WRITE_ONCE(timer->events, events);
 	mod_timer(&timer->timer, jiffies + msecs_to_jiffies(ms));
 }
 
@@ -246,10 +256,11 @@ void ferronic_dim_cancel(struct ferronic_dim *dim)
 
 /* --- NAPI */
 
+/* Keeps its identifier and settings when it is disabled. */
 void ferronic_napi_add(struct net_device *dev, struct napi_struct *napi,
-		       int (*poll)(struct napi_struct *, int))
+		       int (*poll)(struct napi_struct *, int), int index)
 {
-	netif_napi_add(dev, napi, poll);
+	netif_napi_add_config(dev, napi, poll, index);
 }
 
 void ferronic_napi_add_tx(struct net_device *dev, struct napi_struct *napi,
@@ -268,12 +279,31 @@ void ferronic_napi_schedule_irqoff(struct napi_struct *napi)
 	napi_schedule_irqoff(napi);
 }
 
-/* Also where softirqs would otherwise not run at once. */
 void ferronic_napi_schedule(struct napi_struct *napi)
+{
+	napi_schedule(napi);
+}
+
+/* In process context, where softirqs would otherwise not run soon. */
+void ferronic_napi_schedule_process(struct napi_struct *napi)
 {
 	local_bh_disable();
 	napi_schedule(napi);
 	local_bh_enable();
+}
+
+/*
+ * Whose the instance is after polling is done. There are three cases in which napi_complete_done()
+ * returns false, but only one in which nobody else polls: someone who polls on purpose has called us.
+ */
+enum ferronic_polling ferronic_napi_complete(struct napi_struct *napi, int work)
+{
+	bool on_purpose = READ_ONCE(napi->state) &
+			  (NAPIF_STATE_NPSVC | NAPIF_STATE_IN_BUSY_POLL);
+
+	if (napi_complete_done(napi, work))
+		return FERRONIC_POLLING_OVER;
+	return on_purpose ? FERRONIC_POLLING_OURS : FERRONIC_POLLING_OTHERS;
 }
 
 void ferronic_napi_set_irq(struct napi_struct *napi, int irq)
@@ -502,7 +532,8 @@ struct sk_buff *ferronic_skb_copy(struct napi_struct *napi, const void *from,
 /*
  * Adds a piece of a page pool's buffer to a packet whose last part is *tail, which is the packet
  * itself at first. A part that has all the fragments it can have is followed by another, in the
- * packet's list of parts. False if there is no memory; then nothing is done.
+ * packet's list of parts. False if there is no memory, or the packet is none that gives buffers back to
+ * pools; then nothing is done.
  */
 bool ferronic_skb_add_page(struct sk_buff *skb, struct sk_buff **tail, void *start,
 			   unsigned int offset, unsigned int len, unsigned int size)
@@ -510,6 +541,8 @@ bool ferronic_skb_add_page(struct sk_buff *skb, struct sk_buff **tail, void *sta
 	struct sk_buff *last = *tail, *part;
 	struct page *page = virt_to_head_page(start);
 
+	if (unlikely(!last->pp_recycle))
+		return false;
 	if (unlikely(skb_shinfo(last)->nr_frags == MAX_SKB_FRAGS)) {
 		part = alloc_skb(0, GFP_ATOMIC | __GFP_NOWARN);
 		if (!part)

@@ -60,11 +60,13 @@ unsigned int ferronic_hw_addr_count(const struct netdev_hw_addr_list *list);
 unsigned int ferronic_hw_addr_copy(const struct netdev_hw_addr_list *list, u8 *to,
 				   unsigned int max);
 
-/* --- timer that schedules ndo_work */
+/* --- ndo_work, and a timer that schedules it */
+void ferronic_work_sched(struct net_device *dev, unsigned long events);
+
 struct ferronic_timer {
 	struct timer_list timer;
 	struct net_device *dev;
-	unsigned long events;
+	atomic_long_t events;
 };
 
 void ferronic_timer_init(struct ferronic_timer *timer, struct net_device *dev);
@@ -87,12 +89,24 @@ void ferronic_dim_cancel(struct ferronic_dim *dim);
 
 /* --- NAPI */
 void ferronic_napi_add(struct net_device *dev, struct napi_struct *napi,
-		       int (*poll)(struct napi_struct *, int));
+		       int (*poll)(struct napi_struct *, int), int index);
 void ferronic_napi_add_tx(struct net_device *dev, struct napi_struct *napi,
 			  int (*poll)(struct napi_struct *, int));
 void ferronic_napi_del(struct napi_struct *napi);
 void ferronic_napi_schedule_irqoff(struct napi_struct *napi);
 void ferronic_napi_schedule(struct napi_struct *napi);
+void ferronic_napi_schedule_process(struct napi_struct *napi);
+
+enum ferronic_polling {
+	/* By nobody. */
+	FERRONIC_POLLING_OVER,
+	/* By us, again. */
+	FERRONIC_POLLING_OURS,
+	/* By whoever comes next, or already has. */
+	FERRONIC_POLLING_OTHERS,
+};
+
+enum ferronic_polling ferronic_napi_complete(struct napi_struct *napi, int work);
 void ferronic_napi_set_irq(struct napi_struct *napi, int irq);
 
 /* --- transmit queues */

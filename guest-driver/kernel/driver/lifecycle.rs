@@ -217,7 +217,9 @@ impl<'a> Nic<'a> {
             pair.rx.link_queue(index.into(), false);
             pair.tx.link_queue(index.into(), true);
             // What came before polling was on had nobody to ask for an interrupt.
-            pair.rx.schedule();
+            pair.rx.schedule_process();
+            // And so had what was still on its way out.
+            pair.tx.schedule_process();
         }
         dev.set_xps(pairs.into());
         // Those that are not used, too: the watchdog minds queues that are stopped.
@@ -230,9 +232,8 @@ impl<'a> Nic<'a> {
 
     /// Undoes [`Self::start_queues`].
     pub(super) fn stop_queues(&self, dev: &Device<Self>, control: &mut Control<'a>) {
-        dev.tx_disable();
         let Some(driven) = control.driven.as_mut() else {
-            return;
+            return dev.tx_disable();
         };
         for index in 0..driven.running {
             let Some(pair) = self.pairs.get(usize::from(index)) else {
@@ -246,6 +247,8 @@ impl<'a> Nic<'a> {
             }
             let _ = pair.tx.disable();
         }
+        // Not before: polling wakes queues.
+        dev.tx_disable();
         let start = Instant::<Monotonic>::now();
         for pair in self.pairs.iter().take(driven.running.into()) {
             // What is sent a little later is freed when it is looked after again.
@@ -264,14 +267,18 @@ impl<'a> Nic<'a> {
     }
 
     fn take_back(&self, mut driven: Driven<'a>) {
+        let reset = self.transport.reset();
+        // Not before: a function without vectors interrupts on a line that others may share.
         driven.vectors = None;
-        if let Err(error) = self.transport.reset() {
+        if let Err(error) = reset {
             if error != ENODEV {
                 // It may go on using what it has.
                 dev_err!(self.pdev, "device does not let itself be reset\n");
                 core::mem::forget(driven);
                 for pair in &self.pairs {
                     core::mem::forget(pair.tx.handler().cell.lock_bh().take());
+                    // Page pools refer to it.
+                    core::mem::forget(pair.rx.clone());
                 }
                 return;
             }
@@ -361,11 +368,12 @@ impl<'a> Nic<'a> {
         let result = change(pairs).inspect_err(|_| {
             let _ = change(before);
         });
-        if open {
-            self.start_queues(dev, &mut control)?;
-        }
+        let started = match open {
+            true => self.start_queues(dev, &mut control),
+            false => Ok(()),
+        };
         self.check_control(dev, &control);
-        result
+        result.and(started)
     }
 
     /// Makes the queues anew with so many descriptors, as far as the device can. RTNL must be held.
@@ -382,6 +390,8 @@ impl<'a> Nic<'a> {
         self.stop_queues(dev, control);
         self.give_up_device(control);
         control.driven = Some(self.drive(dev, &control.wishes)?);
+        // What asked for that was about the queues that are gone.
+        dev.cancel_work(Work::RESET);
         self.tell_all(control, &dev.address())?;
         if control.wishes.open {
             self.start_queues(dev, control)?;

@@ -57,6 +57,8 @@ impl Work {
     const RESET: usize = 2;
     /// It was decided how to hold interrupts back.
     const MODERATE: usize = 4;
+    /// There was no memory for buffers: try again.
+    const REFILL: usize = 8;
 }
 
 /// Says what a device did to a queue, if that was not said too often.

@@ -39,7 +39,10 @@ use crate::{
         TxQueue,
         XmitQueue, //
     },
-    virtio::Transport, //
+    virtio::{
+        Status,
+        Transport, //
+    }, //
 };
 use kernel::{
     device::Bound,
@@ -133,7 +136,7 @@ impl<'a> Nic<'a> {
                 dev: dev.weak(),
                 pdev,
             };
-            let rx = Arc::pin_init(Napi::new(dev, rx), GFP_KERNEL)?;
+            let rx = Arc::pin_init(Napi::new(dev, index, rx)?, GFP_KERNEL)?;
             list.push(Pair { rx, tx }, GFP_KERNEL)?;
         }
         let mut vlans = KVec::new();
@@ -309,12 +312,17 @@ impl<'a> Nic<'a> {
         self.tell_pairs(control)?;
         // A device whose address cannot be set has kept it.
         match self.tell_address(control, address) {
-            Err(error) if error != EOPNOTSUPP => return Err(error),
+            Err(error) if error != EOPNOTSUPP && error != EINVAL => return Err(error),
             _ => {}
         }
-        self.tell_rx_mode(control)?;
-        self.tell_offloads(control)?;
-        self.tell_coalesce_again(control)?;
+        // It may refuse now what it has refused before, and work none the less.
+        let may_refuse = |result: Result| match result {
+            Err(error) if error == EOPNOTSUPP => Ok(()),
+            result => result,
+        };
+        may_refuse(self.tell_rx_mode(control))?;
+        may_refuse(self.tell_offloads(control))?;
+        may_refuse(self.tell_coalesce_again(control))?;
         let filters = control
             .driven
             .as_ref()
@@ -322,7 +330,7 @@ impl<'a> Nic<'a> {
         for vid in 0..VLANS as u16 {
             let known = control.wishes.vlans.get(usize::from(vid / 64));
             if filters && known.is_some_and(|bits| bits >> (vid % 64) & 1 != 0) {
-                self.command(control, control::VLAN_ADD, &vid.to_le_bytes())?;
+                may_refuse(self.command(control, control::VLAN_ADD, &vid.to_le_bytes()))?;
             }
         }
         Ok(())
@@ -330,30 +338,37 @@ impl<'a> Nic<'a> {
 
     fn tell_vlan(&self, dev: &Device<Self>, vid: u16, wanted: bool) -> Result {
         let mut control = self.control.lock();
-        if let Some(bits) = control.wishes.vlans.get_mut(usize::from(vid / 64)) {
-            let bit = 1 << (vid % 64);
-            *bits = if wanted { *bits | bit } else { *bits & !bit };
-        }
         let command = if wanted {
             control::VLAN_ADD
         } else {
             control::VLAN_DEL
         };
         let result = self.command(&mut control, command, &vid.to_le_bytes());
+        // What was not added the core does not want any longer.
+        let noted = wanted && result.is_ok();
+        if let Some(bits) = control.wishes.vlans.get_mut(usize::from(vid / 64)) {
+            let bit = 1 << (vid % 64);
+            *bits = if noted { *bits | bit } else { *bits & !bit };
+        }
         self.check_control(dev, &control);
         result
     }
 
     /// Looks at the link, and whether the device needs a reset.
     fn configuration_changed(&self, dev: &Device<Self>) {
-        let status = self.transport.status();
         let mut control = self.control.lock();
         let Some(driven) = control.driven.as_mut() else {
             return;
         };
-        if status.is_gone() || self.transport.needs_reset() {
+        let trouble = match self.transport.status() {
+            status if status.is_gone() => Some("device does not answer"),
+            status if status.contains(Status::NEEDS_RESET) => Some("device asks for a reset"),
+            status if !status.contains(Status::DRIVER_OK) => Some("device has lost its driver"),
+            _ => None,
+        };
+        if let Some(trouble) = trouble {
             drop(control);
-            return self.recover(dev, "device asks for a reset");
+            return self.recover(dev, trouble);
         }
         let Ok(link) = config::Link::read(&self.transport, driven.features) else {
             // It kept changing: look again.
@@ -401,8 +416,9 @@ impl<'a> Operations for Nic<'a> {
 
     fn open(&self, dev: &Device<Self>) -> Result {
         let mut control = self.control.lock();
-        let features = control.driven.as_ref().ok_or(ENODEV)?.features;
-        let link = config::Link::read(&self.transport, features)?;
+        let driven = control.driven.as_ref().ok_or(ENODEV)?;
+        // If it cannot be read now, it soon is again.
+        let link = config::Link::read(&self.transport, driven.features).unwrap_or(driven.link);
         self.start_queues(dev, &mut control)
             .inspect_err(|_| self.stop_queues(dev, &mut control))?;
         control.wishes.open = true;
@@ -541,6 +557,11 @@ impl<'a> Operations for Nic<'a> {
     fn work(&self, dev: &Device<Self>, events: usize) {
         if events & Work::RESET != 0 {
             self.recover(dev, "a queue is stuck or broken");
+        }
+        if events & Work::REFILL != 0 {
+            for pair in &self.pairs {
+                pair.rx.schedule_process();
+            }
         }
         if events & Work::MODERATE != 0 {
             let mut control = self.control.lock();

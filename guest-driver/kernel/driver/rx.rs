@@ -75,6 +75,8 @@ const SMALL: u32 = 2048;
 /// The smallest queue that the largest packet fits into in small buffers: one of fewer gets pages,
 /// or a device that waits for room would wait for ever.
 const SMALL_QUEUE: u16 = 64;
+/// How long to wait for memory, in milliseconds.
+const REFILL_MS: u32 = 10;
 /// The header's length, as a number of octets in a buffer.
 const HEADER: u32 = header::LENGTH as u32;
 
@@ -99,12 +101,16 @@ pub(super) struct Rx<'a> {
     average: u32,
     /// So many free descriptors are worth being filled.
     refill_at: u16,
+    /// What the device did wrong was said.
+    reported: bool,
 }
 
 /// What became of a look at the queue.
 enum Outcome {
-    /// A packet was received, or dropped.
+    /// A packet of so many octets was received.
     Packet(u32),
+    /// A packet was dropped.
+    Dropped,
     /// There is none.
     Empty,
     /// The device is not to be dealt with any longer.
@@ -136,6 +142,7 @@ impl<'a> Rx<'a> {
             size,
             average: 0,
             refill_at,
+            reported: false,
         }
     }
 
@@ -172,6 +179,18 @@ impl<'a> Rx<'a> {
         }
     }
 
+    /// Whether a packet may need more buffers than the device has: it waits for more then, and no
+    /// interrupt leads to their being added.
+    #[cold]
+    fn starves(&self) -> bool {
+        let enough = if self.mergeable {
+            SMALL_QUEUE.min(self.queue.size())
+        } else {
+            1
+        };
+        self.queue.outstanding() < enough
+    }
+
     #[inline]
     fn publish(&mut self, stats: &RxStats) {
         if self.queue.publish() {
@@ -184,13 +203,15 @@ impl<'a> Rx<'a> {
     fn receive(&mut self, stats: &RxStats, index: u32, context: PollContext<'_>) -> (u32, bool) {
         let budget = context.budget();
         let (mut packets, mut octets) = (0u32, 0u32);
+        let mut dropped = 0u32;
         let mut broken = false;
-        while packets < budget {
+        while packets + dropped < budget {
             match self.receive_one(stats, index, context) {
                 Outcome::Packet(len) => {
                     packets += 1;
                     octets = octets.saturating_add(len);
                 }
+                Outcome::Dropped => dropped += 1,
                 Outcome::Empty => break,
                 Outcome::Broken => {
                     broken = true;
@@ -205,7 +226,7 @@ impl<'a> Rx<'a> {
                 self.adapt(octets / packets);
             }
         }
-        (packets, broken)
+        (packets + dropped, broken)
     }
 
     /// Chooses the size of buffers by the length of packets.
@@ -227,20 +248,19 @@ impl<'a> Rx<'a> {
         };
         let (buffer, len) = (used.token, used.len);
         self.pool.sync_for_cpu(&buffer, HEADROOM, len);
-        let Some(frame) = len.checked_sub(HEADER) else {
-            return self.nonsense(buffer, stats);
-        };
         let received = header::decode(buffer.read(HEADROOM));
-        let more = if self.mergeable {
-            match received.num_buffers.checked_sub(1) {
-                Some(more) => more,
-                None => return self.nonsense(buffer, stats),
-            }
-        } else {
-            0
+        let more = match received.num_buffers {
+            count if self.mergeable => count.checked_sub(1),
+            _ => Some(0),
+        };
+        let (Some(frame), Some(more)) = (len.checked_sub(HEADER), more) else {
+            // There is no telling where the next packet begins.
+            self.pool.recycle(buffer);
+            stats.length_errors.add(1);
+            return Outcome::Broken;
         };
         if frame < ETHERNET_HEADER {
-            return self.nonsense(buffer, stats);
+            return self.nonsense(buffer, more, stats);
         }
         let skb = if frame <= COPY && more == 0 {
             let copy = SkBuff::copy_from(&buffer, HEADROOM + HEADER, frame, context);
@@ -265,14 +285,14 @@ impl<'a> Rx<'a> {
         };
         let Some(mut skb) = skb else {
             stats.drops.add(1);
-            return Outcome::Packet(0);
+            return Outcome::Dropped;
         };
         let len = skb.len();
         let offload = received.offload;
         // What was not agreed on is not looked at (5.1.6.4.2).
         let says_something = self.offloads && offload.flags | offload.gso_type != 0;
         if says_something && !Self::apply(&mut skb, offload, stats) {
-            return Outcome::Packet(0);
+            return Outcome::Dropped;
         }
         skb.receive(index, context);
         Outcome::Packet(len)
@@ -339,12 +359,15 @@ impl<'a> Rx<'a> {
         Ok(packet.map(Growing::finish))
     }
 
-    /// Drops what no device may send.
+    /// Drops what no device may send, all of it.
     #[cold]
-    fn nonsense(&mut self, buffer: PoolBuffer, stats: &RxStats) -> Outcome {
+    fn nonsense(&mut self, buffer: PoolBuffer, more: u16, stats: &RxStats) -> Outcome {
         self.pool.recycle(buffer);
         stats.length_errors.add(1);
-        Outcome::Packet(0)
+        match self.merge(None, more, stats) {
+            Ok(_) => Outcome::Dropped,
+            Err(outcome) => outcome,
+        }
     }
 
     /// Takes the next frame while polling is off, and drops it. `None` if none has come, or one of
@@ -409,9 +432,10 @@ impl<'a> Poll for RxPoll<'a> {
             rx.publish(&self.stats);
             true
         };
-        // Without a buffer there is no interrupt that leads here: try again.
-        let starved = !filled && rx.queue.outstanding() == 0;
-        if packets < budget && !starved && !rx.queue.enable_callback() {
+        if !filled && rx.starves() {
+            self.dev.schedule_work_in(Work::REFILL, REFILL_MS);
+        }
+        if packets < budget && !rx.queue.enable_callback() {
             if self.adaptive.load(Relaxed) {
                 self.sample(rx);
             }
@@ -438,7 +462,10 @@ impl RxPoll<'_> {
     }
 
     #[cold]
-    fn report(&self, rx: &Rx<'_>) {
+    fn report(&self, rx: &mut Rx<'_>) {
+        if core::mem::replace(&mut rx.reported, true) {
+            return;
+        }
         self.stats.broken.add(1);
         super::report_broken(self.pdev, "receive", self.index, rx.broken());
         self.dev.schedule_work(Work::RESET);

@@ -68,6 +68,8 @@ pub(super) struct Tx<'a> {
     needed: u16,
     /// The callback is asked for.
     armed: bool,
+    /// What the device did wrong was said.
+    reported: bool,
     /// The pieces of the packet being sent.
     segments: [Segment; MAX_SEGMENTS],
 }
@@ -103,6 +105,7 @@ impl<'a> Tx<'a> {
             maps,
             needed,
             armed: false,
+            reported: false,
             segments: [Segment::default(); MAX_SEGMENTS],
         })
     }
@@ -280,12 +283,14 @@ impl<'a> TxPoll<'a> {
 
     /// Asks for an interrupt when the next packet was sent. Otherwise none may come, if that is
     /// seen to have happened right after the packet was given to the device. In process context.
-    pub(super) fn arm_ahead(&self) {
+    pub(super) fn arm_ahead(&self, napi: &Napi<Self>) {
         let mut guard = self.cell.lock_bh();
         if let Some((tx, _control)) = guard.split() {
             tx.armed = true;
             self.busy.store(true, Relaxed);
-            let _ = tx.queue.enable_callback();
+            if tx.queue.enable_callback() {
+                napi.schedule();
+            }
         }
     }
 
@@ -366,12 +371,15 @@ impl<'a> TxPoll<'a> {
                     napi.schedule();
                 }
             }
-            Err(broken) => self.report(broken),
+            Err(broken) => self.report(tx, broken),
         }
     }
 
     #[cold]
-    fn report(&self, broken: Broken) {
+    fn report(&self, tx: &mut Tx<'a>, broken: Broken) {
+        if core::mem::replace(&mut tx.reported, true) {
+            return;
+        }
         self.stats.broken.add(1);
         super::report_broken(self.pdev, "transmit", self.index, Some(broken));
         self.dev.schedule_work(Work::RESET);
@@ -389,7 +397,7 @@ impl<'a> Poll for TxPoll<'a> {
         tx.queue.disable_callback();
         tx.armed = false;
         if let Err(broken) = tx.complete(control, context, &self.stats) {
-            self.report(broken);
+            self.report(tx, broken);
             return Progress::Done(0);
         }
         if tx.queue.outstanding() == 0 {

@@ -234,11 +234,17 @@ impl<T: Operations> Device<T> {
     /// In softirqs and process context. Does nothing unless the device is registered.
     pub(crate) fn schedule_work(&self, events: usize) {
         // SAFETY: By the type invariant.
-        unsafe { bindings::netdev_work_sched(self.raw(), events) };
+        unsafe { bindings::ferronic_work_sched(self.raw(), events) };
     }
 
-    /// The same after some milliseconds, in any context. Does nothing while another call waits, so
-    /// the events should always be the same.
+    /// Undoes that, for events that have not led to a call yet.
+    pub(crate) fn cancel_work(&self, events: usize) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::netdev_work_cancel(self.raw(), events) };
+    }
+
+    /// As [`Self::schedule_work`] after some milliseconds: as many as the first of several such calls
+    /// says.
     #[inline]
     pub(crate) fn schedule_work_in(&self, events: usize, ms: u32) {
         // SAFETY: By the type invariant the timer is initialised.
@@ -371,8 +377,8 @@ pub(crate) struct Registration<'a, T: Operations + 'a> {
     _data: PhantomData<(&'a kernel::device::Device<Bound>, T)>,
 }
 
-// SAFETY: It can be dropped in any context that may sleep.
-unsafe impl<T: Operations> Send for Registration<'_, T> {}
+// SAFETY: It can be dropped in any context that may sleep, and so can `T`.
+unsafe impl<T: Operations + Send> Send for Registration<'_, T> {}
 // SAFETY: A shared reference gives a shared `Device` and `T`.
 unsafe impl<T: Operations> Sync for Registration<'_, T> {}
 

@@ -50,8 +50,8 @@ pub(crate) trait Poll: Sync + Sized {
     /// looked after, and that [`Progress::Done`] must not be returned by a receiving instance.
     fn poll(&self, state: &mut Self::State, context: PollContext<'_>) -> Progress;
 
-    /// Polling goes on though [`Progress::Done`] was returned, because there was an interrupt or
-    /// someone polls on purpose: interrupts can be turned off again.
+    /// Polling goes on though [`Progress::Done`] was returned, because someone polls on purpose:
+    /// interrupts can be turned off again.
     fn resume(&self, state: &mut Self::State);
 }
 
@@ -109,27 +109,44 @@ unsafe impl<H: Poll + Send> Send for Napi<H> {}
 
 impl<H: Poll> Napi<H> {
     /// An instance for receiving, which may also do other things.
-    pub(crate) fn new<T: Operations>(dev: &Device<T>, handler: H) -> impl PinInit<Self, Error> {
-        Self::init(dev.reference(), handler, false)
+    ///
+    /// `index` is that of the queue: it gets the same identifier each time that it is enabled.
+    pub(crate) fn new<T: Operations>(
+        dev: &Device<T>,
+        index: u32,
+        handler: H,
+    ) -> Result<impl PinInit<Self, Error>> {
+        if dev.tx_queue(index).is_none() {
+            return Err(EINVAL);
+        }
+        Ok(Self::init(dev.reference(), handler, Some(index)))
     }
 
     /// An instance for transmission alone: busy polling of sockets leaves it alone.
     pub(crate) fn new_tx<T: Operations>(dev: &Device<T>, handler: H) -> impl PinInit<Self, Error> {
-        Self::init(dev.reference(), handler, true)
+        Self::init(dev.reference(), handler, None)
     }
 
-    fn init(dev: super::device::Reference, handler: H, tx: bool) -> impl PinInit<Self, Error> {
+    fn init(
+        dev: super::device::Reference,
+        handler: H,
+        rx: Option<u32>,
+    ) -> impl PinInit<Self, Error> {
         // INVARIANT: Registered below, disabled, and there is no state yet.
         try_pin_init!(Self {
             napi <- Opaque::ffi_init(|napi: *mut bindings::napi_struct| {
                 // SAFETY: The memory is writable; all of it is set to zero, as in the memory that
-                // drivers in C have it in. `dev` is a net device.
+                // drivers in C have it in. `dev` is a net device, which has as many receive queues as
+                // transmit queues, and of those one with the index.
                 unsafe {
                     napi.write_bytes(0, 1);
-                    if tx {
-                        bindings::ferronic_napi_add_tx(dev.raw(), napi, Some(poll::<H>));
-                    } else {
-                        bindings::ferronic_napi_add(dev.raw(), napi, Some(poll::<H>));
+                    let poll = Some(poll::<H> as unsafe extern "C" fn(_, _) -> _);
+                    match rx {
+                        // CAST: There are fewer queues.
+                        Some(index) => {
+                            bindings::ferronic_napi_add(dev.raw(), napi, poll, index as i32);
+                        }
+                        None => bindings::ferronic_napi_add_tx(dev.raw(), napi, poll),
                     }
                 }
             }),
@@ -182,11 +199,17 @@ impl<H: Poll> Napi<H> {
         unsafe { bindings::ferronic_napi_schedule_irqoff(self.napi.get()) };
     }
 
-    /// Has it polled soon. In any context other than hard interrupts.
+    /// Has it polled soon. With softirqs or interrupts disabled.
     #[inline]
     pub(crate) fn schedule(&self) {
         // SAFETY: As in `schedule_irq`.
         unsafe { bindings::ferronic_napi_schedule(self.napi.get()) };
+    }
+
+    /// Has it polled soon. In process context.
+    pub(crate) fn schedule_process(&self) {
+        // SAFETY: As in `schedule_irq`.
+        unsafe { bindings::ferronic_napi_schedule_process(self.napi.get()) };
     }
 
     /// Says which interrupt leads to polling, for userspace to know.
@@ -264,9 +287,10 @@ unsafe extern "C" fn poll<H: Poll>(raw: *mut bindings::napi_struct, budget: i32)
         }
         Progress::Done(work) => {
             let work = (work as i32).min(budget.saturating_sub(1)).max(0);
-            // SAFETY: The instance is being polled by us. From here on, if this returns true,
-            // someone else may do so: `state` is not touched.
-            if !unsafe { bindings::napi_complete_done(raw, work) } {
+            // SAFETY: The instance is being polled by us. From here on someone else may do so, unless
+            // this says otherwise: `state` is not touched.
+            let polling = unsafe { bindings::ferronic_napi_complete(raw, work) };
+            if polling == bindings::ferronic_polling_FERRONIC_POLLING_OURS {
                 this.handler.resume(state);
             }
             work

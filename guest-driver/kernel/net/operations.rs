@@ -109,7 +109,7 @@ pub(crate) trait Operations: Sync + Sized {
     /// Statistics of a transmit queue.
     fn queue_stats_tx(&self, dev: &Device<Self>, queue: u32, stats: &mut QueueStatsTx);
 
-    /// What was counted elsewhere than on queues in use. What is left alone is not shown.
+    /// What was counted elsewhere than on queues. What is left alone is not shown.
     fn base_stats(&self, dev: &Device<Self>, stats: BaseStats<'_>);
 }
 
@@ -313,5 +313,18 @@ impl<T: Operations> VTable<T> {
         // SAFETY: As in `open`; the statistics are for this to write.
         let ((dev, data), rx, tx) = unsafe { (Self::of(raw), &mut *rx, &mut *tx) };
         data.base_stats(dev, BaseStats { rx, tx });
+        // The core adds up the queues in use itself; those that are not are part of the base.
+        // SAFETY: As before. All of the queues named exist.
+        unsafe {
+            bindings::netdev_stat_queue_sum(
+                raw,
+                (*raw).real_num_rx_queues as i32,
+                (*raw).num_rx_queues as i32,
+                rx,
+                (*raw).real_num_tx_queues as i32,
+                (*raw).num_tx_queues as i32,
+                tx,
+            )
+        };
     }
 }

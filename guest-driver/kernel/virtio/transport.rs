@@ -198,6 +198,10 @@ impl<'bound> Transport<'bound> {
         fault::point()?;
         self.add_status(Status::ACKNOWLEDGE)?;
         self.add_status(Status::DRIVER)?;
+        if !self.status().contains(Status::DRIVER) {
+            dev_err!(self.pdev, "does not answer\n");
+            return Err(ENODEV);
+        }
         let offered = self.offered()?;
         let Ok(accepted) = features::choose(offered, wanted, requirements) else {
             dev_err!(self.pdev, "legacy device: offers {:#x}\n", offered.bits());
@@ -259,11 +263,6 @@ impl<'bound> Transport<'bound> {
     pub(crate) fn fail(&self) {
         // Nothing is left to be done about a device that is gone.
         let _ = self.add_status(Status::FAILED);
-    }
-
-    /// Whether the device asks for a reset (2.1.2).
-    pub(crate) fn needs_reset(&self) -> bool {
-        self.status().contains(Status::NEEDS_RESET)
     }
 
     /// Reads the interrupt status, which clears it. For INTx only.

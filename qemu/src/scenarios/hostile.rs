@@ -15,6 +15,7 @@ use crate::cable::INTERFACE;
 use crate::driver::Driver;
 use crate::guest::Running;
 use crate::machine::memory::GuestMemory;
+use crate::net::HOST_IP;
 use crate::test::Form;
 use crate::test::bed::Bed;
 use crate::test::setup::Setup;
@@ -33,10 +34,11 @@ const HOPELESS: &[&str] = &[
     "queue 0: device",
     ": resetting",
     "is given up",
-    "NETDEV WATCHDOG",
-    "transmit queue",
-    "did not come to rest",
     "does not answer",
+    "nothing was sent for too long",
+    "NETDEV WATCHDOG",
+    // The kernel itself, of any device that is given up.
+    "failed to kill vid",
 ];
 
 pub const TABLE: &[Scenario] = &[
@@ -56,10 +58,17 @@ pub const TABLE: &[Scenario] = &[
 
 /// How long traffic may take to flow again.
 const RESUME: Duration = Duration::from_secs(15);
+/// How long the driver may go on with a device that does not work.
+const GIVING_UP: Duration = Duration::from_secs(60);
+/// How long it takes the driver to notice, if it does.
+const NOTICE: Duration = Duration::from_millis(30);
 /// A lie that the device has overwritten before the driver saw it is told again, so many times.
 const TELLINGS: u32 = 200;
 /// VIRTIO_F_RING_PACKED.
 const RING_PACKED: u32 = 34;
+/// VIRTQ_DESC_F_AVAIL and VIRTQ_DESC_F_USED (2.8.1): a descriptor in which they differ is available.
+const PACKED_AVAIL: u16 = 1 << 7;
+const PACKED_USED: u16 = 1 << 15;
 /// What the driver says when it gives a device up.
 const GIVEN_UP: &str = "device does not work and is given up";
 
@@ -134,31 +143,46 @@ impl Ring {
         self.memory.write(self.used + 2, &index.to_le_bytes())
     }
 
-    /// Where the driver looks next is not in memory: every place lies, first for one value of the
-    /// wrap counter, then for the other. That there is more than one is a lie in itself.
+    /// Where the driver looks next is not in memory, so the device is said to have used all that is
+    /// available.
     fn lie_packed(&self, lie: Lie) -> Result<()> {
-        for flags in [0x8080_u16, 0] {
-            for slot in 0..u64::from(self.size) {
-                let descriptor = self.descriptors + 16 * slot;
-                let mut end = self.memory.read::<8>(descriptor + 8)?;
-                match lie {
-                    Lie::NoSuchIdentifier => {
-                        end[4..6].copy_from_slice(&(self.size + 7).to_le_bytes());
-                    }
-                    Lie::TooLong => end[..4].copy_from_slice(&(1_u32 << 30).to_le_bytes()),
-                    Lie::TooMany => {}
-                }
-                end[6..].copy_from_slice(&flags.to_le_bytes());
-                self.memory.write(descriptor + 8, &end)?;
+        let mut first = None;
+        for slot in 0..u64::from(self.size) {
+            let place = self.descriptors + 16 * slot + 8;
+            let [_, _, _, _, i0, i1, f0, f1] = self.memory.read::<8>(place)?;
+            let flags = u16::from_le_bytes([f0, f1]);
+            let available = flags & PACKED_AVAIL != 0;
+            if available == (flags & PACKED_USED != 0) {
+                continue;
             }
+            let identifier = u16::from_le_bytes([i0, i1]);
+            // The same again and again is more than was given.
+            let first = *first.get_or_insert(identifier);
+            let (length, identifier) = match lie {
+                Lie::NoSuchIdentifier => (60, self.size + 7),
+                Lie::TooLong => (1 << 30, identifier),
+                Lie::TooMany => (60, first),
+            };
+            let flags = if available {
+                PACKED_AVAIL | PACKED_USED
+            } else {
+                0
+            };
+            let mut octets = [0; 8];
+            octets[..4].copy_from_slice(&u32::to_le_bytes(length));
+            octets[4..6].copy_from_slice(&identifier.to_le_bytes());
+            octets[6..].copy_from_slice(&flags.to_le_bytes());
+            self.memory.write(place, &octets)?;
         }
         Ok(())
     }
 
-    /// Tells the device, not the driver, that there is more available than there can be.
-    fn offer_too_much(&self) -> Result<()> {
-        let index = self.memory.read_u16(self.available + 2)?;
-        let index = index.wrapping_add(0x4000);
+    /// Tells the device, not the driver, something that is not true: that descriptors are available
+    /// which do not exist.
+    fn offer_nonsense(&self) -> Result<()> {
+        let nonsense = vec![0xff; 2 * usize::from(self.size)];
+        self.memory.write(self.available + 4, &nonsense)?;
+        let index = self.memory.read_u16(self.available + 2)?.wrapping_add(1);
         self.memory.write(self.available + 2, &index.to_le_bytes())
     }
 }
@@ -174,11 +198,11 @@ fn flows(bed: &Bed) -> Result<()> {
     wait_flow(bed.guest(), Direction::HostToGuest, 1_000_000, RESUME)
 }
 
-/// How often the kernel's log has this.
+/// How often the driver has said this since the scenario's begin.
 fn said(bed: &Bed, text: &str) -> Result<u64> {
-    let count = bed
-        .guest()
-        .sh(&format!("dmesg | grep -c '{text}' || true"))?;
+    let count = bed.guest().sh(&format!(
+        "dmesg | tac | sed '/lab: mark/q' | grep -c '{text}' || true"
+    ))?;
     count.trim().parse().context("no count")
 }
 
@@ -226,11 +250,11 @@ fn lies(bed: &mut Bed, form: Form) -> Result<()> {
 
 /// Lies until it is noticed.
 fn one_lie(bed: &Bed, queue: &str, index: usize, lie: Lie) -> Result<()> {
-    let ring = Ring::find(bed, index)?;
     let before = broken(bed, queue)?;
     for _ in 0..TELLINGS {
-        ring.lie(lie)?;
-        // The reset that follows makes a new ring elsewhere: nothing more may be written to this.
+        // Each time anew: a ring that was given up may be anything by now.
+        Ring::find(bed, index)?.lie(lie)?;
+        std::thread::sleep(NOTICE);
         if broken(bed, queue)? > before {
             return Ok(());
         }
@@ -244,9 +268,9 @@ fn wants_reset(bed: &mut Bed, form: Form) -> Result<()> {
     let once = || -> Result<()> {
         flows(bed)?;
         let before = said(bed, "asks for a reset: resetting")?;
-        let ring = Ring::find(bed, 1)?;
         for _ in 0..TELLINGS {
-            ring.offer_too_much()?;
+            Ring::find(bed, 1)?.offer_nonsense()?;
+            std::thread::sleep(NOTICE);
             if said(bed, "asks for a reset: resetting")? > before {
                 return flows(bed);
             }
@@ -264,35 +288,37 @@ fn wants_reset(bed: &mut Bed, form: Form) -> Result<()> {
 /// driver starts anew.
 fn always_lies(bed: &mut Bed, _: Form) -> Result<()> {
     let traffic = start(bed)?;
-    flows(bed)?;
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + GIVING_UP;
     while said(bed, GIVEN_UP)? == 0 {
         ensure!(
             Instant::now() < deadline,
             "the device lies, and the driver goes on with it"
         );
-        // A dump that finds no ring comes from the midst of a reset.
-        if let Ok(ring) = Ring::find(bed, 0)
-            && ring.descriptors != 0
-        {
-            ring.lie(Lie::NoSuchIdentifier)?;
+        let lied = flows(bed).and_then(|()| one_lie(bed, "rx0", 0, Lie::NoSuchIdentifier));
+        // An interface that was given up in the midst of it does not even have statistics.
+        if said(bed, GIVEN_UP)? == 0 {
+            lied?;
         }
     }
     traffic.kill()?;
     after_the_end(bed)
 }
 
-/// All that is read is ones, and nothing that is written arrives: as if someone had pulled the card.
-/// Not even its slot says so.
+/// Nothing that is written arrives, and nothing is read that means anything: as if someone had pulled
+/// the card, and its slot had not noticed. So the driver finds out when what it sends piles up, which
+/// takes more than one socket's buffer.
 fn disappears(bed: &mut Bed, _: Form) -> Result<()> {
-    let traffic = start(bed)?;
-    flows(bed)?;
+    let traffic = bed.guest().spawn(&format!(
+        "exec python3 -c 'import socket\nall = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(16)]\n\
+         while True:\n    for one in all:\n        try: one.sendto(bytes(1400), socket.MSG_DONTWAIT, (\"{HOST_IP}\", 9))\n        except OSError: pass'"
+    ))?;
+    wait_flow(bed.guest(), Direction::GuestToHost, 1_000_000, RESUME)?;
     // The command register: no memory, no bus master.
     bed.guest().sh(&format!(
         "device=$(ethtool -i {INTERFACE} | sed -n 's/^bus-info: //p'); \
          printf '\\0\\0' | dd of=/sys/bus/pci/devices/$device/config bs=1 seek=4 conv=notrunc status=none"
     ))?;
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + GIVING_UP;
     while said(bed, GIVEN_UP)? == 0 {
         ensure!(
             Instant::now() < deadline,

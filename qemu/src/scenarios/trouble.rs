@@ -25,6 +25,7 @@ pub const TABLE: &[Scenario] = &[
         "NETDEV WATCHDOG",
         "transmit queue",
         "TX timeout",
+        ": resetting",
     ]),
     Scenario::new("probe_without_memory", EVERY, probe_without_memory).on(&[Flavour::Debug]),
     Scenario::new("open_without_memory", EVERY, open_without_memory).on(&[Flavour::Debug]),

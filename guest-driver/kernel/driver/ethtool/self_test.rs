@@ -167,7 +167,7 @@ impl<'a> Nic<'a> {
         };
         // It may be sent on any of them.
         for pair in &self.pairs {
-            pair.tx.handler().arm_ahead();
+            pair.tx.handler().arm_ahead(&pair.tx);
         }
         let before = self.interrupts();
         skb.queue_xmit();
