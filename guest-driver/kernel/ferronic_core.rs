@@ -10,9 +10,11 @@
 //! - `virtio`: the device's registers and its queues
 //! - `irq`: interrupts of a PCI function
 //! - `net`: safe wrappers for the networking core
+//! - `card`: a PCI function that is a net device
 //! - `driver`: the driver proper
 
 mod bindings;
+mod card;
 #[allow(dead_code, reason = "a wrapper, whole whatever is used of it")]
 mod dma;
 mod driver;
@@ -23,8 +25,10 @@ mod net;
 #[allow(dead_code, unused_imports, reason = "a wrapper, as `dma`")]
 mod virtio;
 
+type Driver = card::Adapter<driver::Ferronic>;
+
 kernel::module_pci_driver! {
-    type: driver::Ferronic,
+    type: Driver,
     name: "ferronic",
     authors: ["The Ferronic authors"],
     description: "virtio network card",

@@ -25,10 +25,11 @@ mod stats;
 mod tx;
 
 use crate::{
-    irq::Enabled,
+    card::Card,
+    irq::Interrupts,
     net::{
         self,
-        Registration, //
+        Setup, //
     },
     virtio::{
         self,
@@ -37,7 +38,7 @@ use crate::{
     }, //
 };
 use kernel::{
-    device::Core,
+    device::Bound,
     pci,
     prelude::*,
     sync::Arc, //
@@ -63,12 +64,7 @@ impl Work {
 
 /// Says what a device did to a queue, if that was not said too often.
 #[cold]
-fn report_broken(
-    pdev: &pci::Device<kernel::device::Bound>,
-    kind: &str,
-    index: u32,
-    broken: Option<Broken>,
-) {
+fn report_broken(pdev: &pci::Device<Bound>, kind: &str, index: u32, broken: Option<Broken>) {
     if !net::ratelimit() {
         return;
     }
@@ -94,12 +90,12 @@ fn report_broken(
     }
 }
 
-/// The PCI driver.
+/// The driver of our cards.
 pub(crate) struct Ferronic;
 
 kernel::pci_device_table!(
     PCI_TABLE,
-    <Ferronic as pci::Driver>::IdInfo,
+    (),
     [
         // A network card, and a transitional one (VIRTIO 1.3, 4.1.2).
         (
@@ -113,36 +109,51 @@ kernel::pci_device_table!(
     ]
 );
 
-/// What belongs to a device that is bound. Dropped from the first to the last.
-pub(crate) struct Card<'bound> {
-    _registration: Registration<'bound, Nic<'bound>>,
-    _enabled: Enabled<'bound>,
-}
+impl Card for Ferronic {
+    const ID_TABLE: pci::IdTable<()> = &PCI_TABLE;
 
-impl pci::Driver for Ferronic {
-    type IdInfo = ();
-    type Data<'bound> = Card<'bound>;
-    const ID_TABLE: pci::IdTable<Self::IdInfo> = &PCI_TABLE;
+    type Found<'bound> = Found<'bound>;
+    type Net<'bound> = Nic<'bound>;
 
-    fn probe<'bound>(
-        pdev: &'bound pci::Device<Core<'_>>,
-        _info: Option<&'bound Self::IdInfo>,
-    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        if virtio::device_type(pdev) != Some(NETWORK_CARD) {
-            return Err(ENODEV);
-        }
-        let enabled = Enabled::new(pdev)?;
+    fn accepts(pdev: &pci::Device<Bound>) -> bool {
+        virtio::device_type(pdev) == Some(NETWORK_CARD)
+    }
+
+    fn find<'bound>(
+        pdev: &'bound pci::Device<Bound>,
+        interrupts: Arc<Interrupts<'bound>>,
+    ) -> Result<(Found<'bound>, u32)> {
         let transport = Arc::new(Transport::new(pdev)?, GFP_KERNEL)?;
         let pairs = Nic::probe_pairs(&transport)?;
-        let registration = Registration::new(
-            pdev.as_ref(),
-            pairs.into(),
-            |setup| Nic::new(pdev, transport, pairs, setup),
-            |setup, nic: &Nic<'_>| nic.start(setup),
-        )?;
-        Ok(Card {
-            _registration: registration,
-            _enabled: enabled,
-        })
+        let found = Found {
+            pdev,
+            interrupts,
+            transport,
+            pairs,
+        };
+        Ok((found, pairs.into()))
     }
+
+    fn make<'bound>(
+        found: Found<'bound>,
+        setup: &Setup<'_, Nic<'bound>>,
+    ) -> Result<impl PinInit<Nic<'bound>, Error> + use<'bound>>
+    where
+        'bound: 'bound,
+    {
+        Nic::new(found, setup)
+    }
+
+    fn ready<'bound>(setup: &Setup<'_, Nic<'bound>>, nic: &Nic<'bound>) -> Result {
+        nic.start(setup)
+    }
+}
+
+/// A device that was looked at.
+pub(crate) struct Found<'bound> {
+    pdev: &'bound pci::Device<Bound>,
+    interrupts: Arc<Interrupts<'bound>>,
+    transport: Arc<Transport<'bound>>,
+    /// Pairs of queues, all that are worth to be had.
+    pairs: u16,
 }

@@ -15,9 +15,11 @@ use super::{
         TxStats, //
     },
     tx::TxPoll,
+    Found,
     Work, //
 };
 use crate::{
+    irq::Interrupts,
     net::{
         self,
         ethtool::{
@@ -101,6 +103,7 @@ pub(super) struct Control<'a> {
 #[pin_data]
 pub(crate) struct Nic<'a> {
     pub(super) pdev: &'a pci::Device<Bound>,
+    pub(super) interrupts: Arc<Interrupts<'a>>,
     pub(super) transport: Arc<Transport<'a>>,
     /// All that there can be.
     pub(super) pairs: KVec<Pair<'a>>,
@@ -110,13 +113,17 @@ pub(crate) struct Nic<'a> {
 }
 
 impl<'a> Nic<'a> {
-    /// A card with up to `pairs` pairs of queues, which is not driven yet.
+    /// A card that is not driven yet.
     pub(super) fn new(
-        pdev: &'a pci::Device<Bound>,
-        transport: Arc<Transport<'a>>,
-        pairs: u16,
+        found: Found<'a>,
         dev: &Setup<'_, Self>,
     ) -> Result<impl PinInit<Self, Error> + use<'a>> {
+        let Found {
+            pdev,
+            interrupts,
+            transport,
+            pairs,
+        } = found;
         let mut list = KVec::with_capacity(pairs.into(), GFP_KERNEL)?;
         for index in 0..u32::from(pairs) {
             let tx = TxPoll {
@@ -163,6 +170,7 @@ impl<'a> Nic<'a> {
         };
         Ok(try_pin_init!(Self {
             pdev,
+            interrupts,
             transport,
             pairs: list,
             control <- new_mutex!(control, "ferronic::control"),

@@ -108,7 +108,7 @@ impl<'a> Nic<'a> {
         }
         let vectors = driven
             .vectors
-            .insert(Vectors::new(self.pdev, u32::from(pairs) + 1)?);
+            .insert(Vectors::new(&self.interrupts, u32::from(pairs) + 1)?);
         let msix = vectors.is_msix();
         transport.set_config_vector(msix.then_some(0))?;
         let others = u16::try_from(vectors.count()).map_or(u16::MAX, |count| count.max(1) - 1);

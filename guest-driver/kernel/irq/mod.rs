@@ -4,7 +4,8 @@
 //!
 //! The kernel crate's [`kernel::irq::Registration`] borrows from the allocation of the vectors and
 //! takes names that are known when the driver is built; here both belong to one value, so that a
-//! driver can have as many as its device and the machine allow.
+//! driver can have as many as its device and the machine allow. What a driver has is a handle: were it
+//! leaked, [`Enabled`] would remove handlers and vectors none the less before the function is unbound.
 //!
 //! C headers: [`include/linux/pci.h`](srctree/include/linux/pci.h),
 //! [`include/linux/interrupt.h`](srctree/include/linux/interrupt.h)
@@ -23,10 +24,14 @@ use kernel::{
         Handler,
         IrqReturn, //
     },
+    new_mutex,
     pci,
     prelude::*,
     str::CString,
-    sync::Arc, //
+    sync::{
+        Arc,
+        Mutex, //
+    }, //
 };
 
 /// A handler that is registered.
@@ -38,23 +43,50 @@ struct Line {
     _name: CString,
 }
 
+// SAFETY: Handlers are `Send` and `Sync`, and removing them may be done by any thread.
+unsafe impl Send for Line {}
+
+/// The interrupts of a PCI function.
+///
+/// # Invariants
+///
+/// Vectors of `pdev` are allocated while `lines` is not `None`. Each line has a handler registered
+/// for `irq` with `cookie`, which is a pointer that `Arc::into_raw` has returned.
+#[pin_data]
+pub(crate) struct Interrupts<'bound> {
+    pdev: &'bound pci::Device<Bound>,
+    #[pin]
+    lines: Mutex<Option<KVec<Line>>>,
+}
+
+impl Interrupts<'_> {
+    /// Removes all handlers and vectors, if there are any. May sleep.
+    fn free(&self) {
+        let lines = self.lines.lock().take();
+        let Some(mut lines) = lines else { return };
+        for line in lines.drain_all() {
+            // SAFETY: By the type invariant. When this returns the handler is no longer run.
+            unsafe {
+                crate::bindings::ferronic_irq_unspread(line.irq);
+                bindings::free_irq(line.irq, line.cookie.as_ptr());
+                (line.free)(line.cookie);
+            }
+        }
+        // SAFETY: By the type invariant they are allocated, and no handler is left.
+        unsafe { bindings::pci_free_irq_vectors(as_raw(self.pdev)) };
+    }
+}
+
 /// Vectors of a PCI function, with their handlers. Dropping it removes all.
 ///
 /// # Invariants
 ///
-/// `count` vectors of `pdev` are allocated. Each of `lines` has a handler registered for `irq`
-/// with `cookie`, which is a pointer that `Arc::into_raw` has returned.
+/// `count` vectors were allocated.
 pub(crate) struct Vectors<'bound> {
-    pdev: &'bound pci::Device<Bound>,
+    interrupts: Arc<Interrupts<'bound>>,
     count: u32,
     msix: bool,
-    lines: KVec<Line>,
 }
-
-// SAFETY: Handlers are `Send` and `Sync`, and removing them may be done by any thread.
-unsafe impl Send for Vectors<'_> {}
-// SAFETY: A shared reference only looks at numbers.
-unsafe impl Sync for Vectors<'_> {}
 
 /// The C side of `pdev`.
 fn as_raw(pdev: &pci::Device<Bound>) -> *mut bindings::pci_dev {
@@ -63,8 +95,14 @@ fn as_raw(pdev: &pci::Device<Bound>) -> *mut bindings::pci_dev {
 }
 
 impl<'bound> Vectors<'bound> {
-    /// Allocates up to `wanted` MSI-X vectors, or else the one that INTx has.
-    pub(crate) fn new(pdev: &'bound pci::Device<Bound>, wanted: u32) -> Result<Self> {
+    /// Allocates up to `wanted` MSI-X vectors, or else the one that INTx has. `EBUSY` if there are
+    /// some already.
+    pub(crate) fn new(interrupts: &Arc<Interrupts<'bound>>, wanted: u32) -> Result<Self> {
+        let pdev = interrupts.pdev;
+        let mut lines = interrupts.lines.lock();
+        if lines.is_some() {
+            return Err(EBUSY);
+        }
         let msix = |min, max, types| {
             // SAFETY: `pdev` is a valid PCI device that is bound.
             unsafe { bindings::pci_alloc_irq_vectors(as_raw(pdev), min, max, types) }
@@ -76,11 +114,12 @@ impl<'bound> Vectors<'bound> {
         }
         to_result(count)?;
         // INVARIANT: So many were allocated, and there are no handlers.
+        *lines = Some(KVec::new());
+        drop(lines);
         Ok(Self {
-            pdev,
+            interrupts: interrupts.clone(),
             count: count.unsigned_abs(),
             msix: is_msix,
-            lines: KVec::new(),
         })
     }
 
@@ -99,8 +138,8 @@ impl<'bound> Vectors<'bound> {
         if vector >= self.count {
             return Err(EINVAL);
         }
-        // SAFETY: `pdev` is a valid PCI device, with that many vectors by the type invariant.
-        let irq = unsafe { bindings::pci_irq_vector(as_raw(self.pdev), vector) };
+        // SAFETY: `pdev` is a valid PCI device; what is no vector of it is noticed.
+        let irq = unsafe { bindings::pci_irq_vector(as_raw(self.interrupts.pdev), vector) };
         u32::try_from(irq).map_err(|_| EINVAL)
     }
 
@@ -135,8 +174,11 @@ impl<'bound> Vectors<'bound> {
         }
 
         let irq = self.number(vector)?;
-        let name = CString::try_from_fmt(fmt!("ferronic-{}-{}", DeviceName(self.pdev), role))?;
-        self.lines.reserve(1, GFP_KERNEL)?;
+        let pdev = self.interrupts.pdev;
+        let name = CString::try_from_fmt(fmt!("ferronic-{}-{}", DeviceName(pdev), role))?;
+        let mut guard = self.interrupts.lines.lock();
+        let lines = Option::as_mut(&mut guard).ok_or(ENODEV)?;
+        lines.reserve(1, GFP_KERNEL)?;
         let flags = if self.msix { 0 } else { bindings::IRQF_SHARED };
         let cookie = Arc::into_raw(handler).cast_mut().cast::<c_void>();
         // SAFETY: `call` may be called with the cookie until the line is freed, for which the name
@@ -165,7 +207,7 @@ impl<'bound> Vectors<'bound> {
             free: free::<H>,
             _name: name,
         };
-        if self.lines.push(line, GFP_KERNEL).is_err() {
+        if lines.push(line, GFP_KERNEL).is_err() {
             // Cannot be: room was reserved.
             return Err(ENOMEM);
         }
@@ -177,7 +219,11 @@ impl<'bound> Vectors<'bound> {
         if let Ok(irq) = self.number(vector) {
             // SAFETY: `irq` is one of this device.
             unsafe {
-                crate::bindings::ferronic_irq_spread(as_raw(self.pdev).cast(), irq, index);
+                crate::bindings::ferronic_irq_spread(
+                    as_raw(self.interrupts.pdev).cast(),
+                    irq,
+                    index,
+                );
             }
         }
     }
@@ -185,16 +231,7 @@ impl<'bound> Vectors<'bound> {
 
 impl Drop for Vectors<'_> {
     fn drop(&mut self) {
-        for line in self.lines.drain_all() {
-            // SAFETY: By the type invariant. When this returns the handler is no longer run.
-            unsafe {
-                crate::bindings::ferronic_irq_unspread(line.irq);
-                bindings::free_irq(line.irq, line.cookie.as_ptr());
-                (line.free)(line.cookie);
-            }
-        }
-        // SAFETY: By the type invariant they are allocated, and no handler is left.
-        unsafe { bindings::pci_free_irq_vectors(as_raw(self.pdev)) };
+        self.interrupts.free();
     }
 }
 
@@ -208,31 +245,51 @@ impl fmt::Display for DeviceName<'_> {
     }
 }
 
-/// A function whose memory and bus mastering are on, until this is dropped.
+/// A function whose memory and bus mastering are on, and that may have handlers of interrupts, until
+/// this is dropped.
 ///
 /// # Invariants
 ///
-/// `pdev` was enabled.
+/// The function was enabled.
 pub(crate) struct Enabled<'bound> {
-    pdev: &'bound pci::Device<Bound>,
+    interrupts: Arc<Interrupts<'bound>>,
 }
 
 impl<'bound> Enabled<'bound> {
     /// Turns both on.
-    pub(crate) fn new(pdev: &'bound pci::Device<kernel::device::Core<'_>>) -> Result<Self> {
+    ///
+    /// # Safety
+    ///
+    /// The result must be dropped before `'bound` ends: handlers of interrupts may run until then.
+    pub(crate) unsafe fn new(pdev: &'bound pci::Device<kernel::device::Core<'_>>) -> Result<Self> {
+        let bound: &'bound pci::Device<Bound> = pdev;
+        // INVARIANT: There are no vectors yet.
+        let interrupts = Arc::pin_init(
+            pin_init!(Interrupts {
+                pdev: bound,
+                lines <- new_mutex!(None, "ferronic::interrupts"),
+            }),
+            GFP_KERNEL,
+        )?;
         pdev.enable_device_mem()?;
         // INVARIANT: Just done.
-        let enabled = Self { pdev };
+        let enabled = Self { interrupts };
         // SAFETY: The device has no DMA memory yet.
         unsafe { pdev.dma_set_mask_and_coherent(DmaMask::new::<64>())? };
         pdev.set_master();
         Ok(enabled)
     }
+
+    /// The function's interrupts.
+    pub(crate) fn interrupts(&self) -> Arc<Interrupts<'bound>> {
+        self.interrupts.clone()
+    }
 }
 
 impl Drop for Enabled<'_> {
     fn drop(&mut self) {
+        self.interrupts.free();
         // SAFETY: By the type invariant; `pdev` is a valid PCI device.
-        unsafe { crate::bindings::ferronic_pci_disable(as_raw(self.pdev).cast()) };
+        unsafe { crate::bindings::ferronic_pci_disable(as_raw(self.interrupts.pdev).cast()) };
     }
 }

@@ -367,8 +367,6 @@ impl<T: Operations> Setup<'_, T> {
 
 /// A net device that is registered, until this is dropped.
 ///
-/// The value must not be leaked: the parent would be unbound while the networking core goes on.
-///
 /// # Invariants
 ///
 /// `dev` is a net device as in [`Device`], registered, with its data initialised.
@@ -412,7 +410,11 @@ impl<'a, T: Operations + 'a> Registration<'a, T> {
     ///
     /// `init` makes its data; it may set up the device meanwhile. `ready` is called last before
     /// the device is registered.
-    pub(crate) fn new<I: PinInit<T, Error>>(
+    ///
+    /// # Safety
+    ///
+    /// The result must be dropped before `'a` ends: the networking core goes on until then.
+    pub(crate) unsafe fn new<I: PinInit<T, Error>>(
         parent: &'a kernel::device::Device<Bound>,
         pairs: u32,
         init: impl FnOnce(&Setup<'_, T>) -> Result<I>,
