@@ -202,9 +202,14 @@ impl<T: Operations> VTable<T> {
         raw: *mut bindings::net_device,
         stats: *mut bindings::rtnl_link_stats64,
     ) {
-        // SAFETY: As in `open`; `stats` is for this to write.
-        let ((dev, data), stats) = unsafe { (Self::of(raw), &mut *stats) };
-        data.get_stats(dev, stats);
+        // SAFETY: As in `open`; `stats` is for this to write. It may be in a netlink message, whose
+        // attributes are aligned to 4 octets.
+        unsafe {
+            let (dev, data) = Self::of(raw);
+            let mut sums = stats.read_unaligned();
+            data.get_stats(dev, &mut sums);
+            stats.write_unaligned(sums);
+        }
     }
 
     unsafe extern "C" fn set_rx_mode(
