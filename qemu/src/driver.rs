@@ -15,15 +15,10 @@ pub enum Driver {
 
 impl Driver {
     /// The one that is used where none is named.
-    pub const DEFAULT: Driver = Driver::C;
+    pub const DEFAULT: Driver = Driver::Ferronic;
 
-    /// The ones that are tested where none is named.
-    pub fn tested() -> &'static [Driver] {
-        match Driver::DEFAULT {
-            Driver::C => &[Driver::C],
-            Driver::Ferronic => &[Driver::C, Driver::Ferronic],
-        }
-    }
+    /// All of them.
+    pub const ALL: &[Driver] = &[Driver::C, Driver::Ferronic];
 
     /// Its name on command lines, in the guest and in reports.
     pub fn name(self) -> &'static str {

@@ -9,12 +9,14 @@ use serde_json::Value;
 use super::{DEVICE_TAP, EVERY, NETDEV_TAP, QEMU_TAP, Scenario};
 use crate::artefacts::kernel::Flavour;
 use crate::cable::{INTERFACE, wait_carrier};
+use crate::driver::Driver;
 use crate::far_end::BytesServer;
 use crate::guest::Guest;
+use crate::machine::nic::Attach;
 use crate::net::{GUEST_IP, HOST_IP};
 use crate::test::Form;
 use crate::test::bed::Bed;
-use crate::test::setup::Setup;
+use crate::test::setup::{Port, Setup};
 use crate::traffic::{Client, Direction};
 
 const TWO_QUEUES: &[Setup] = &[
@@ -43,6 +45,7 @@ pub const TABLE: &[Scenario] = &[
     Scenario::new("mtu_large", LARGE, mtu_large),
     Scenario::new("namespaces", EVERY, namespaces),
     Scenario::new("bridge", EVERY, bridge),
+    Scenario::new("unbound_is_no_master", EVERY, unbound_is_no_master).only(&[Driver::Ferronic]),
     Scenario::new("netlink_queues", EVERY, netlink_queues),
     Scenario::new("netlink_queues", TWO_QUEUES, netlink_queues),
     Scenario::new("threaded_napi", EVERY, threaded_napi),
@@ -174,8 +177,29 @@ fn bridge(bed: &mut Bed, form: Form) -> Result<()> {
     whole(bed, Form::Short)
 }
 
+/// A device without a driver cannot write to memory.
+fn unbound_is_no_master(bed: &mut Bed, _: Form) -> Result<()> {
+    // Bit 2 of the command register.
+    let command = bed.guest().sh(&format!(
+        "set -e; device=$(ethtool -i {INTERFACE} | sed -n 's/^bus-info: //p'); \
+         read() {{ od -An -tu2 -j4 -N2 /sys/bus/pci/devices/$device/config; }}; \
+         read; echo $device > /sys/bus/pci/drivers/ferronic/unbind; read; \
+         echo $device > /sys/bus/pci/drivers/ferronic/bind"
+    ))?;
+    let bits: Vec<bool> = command
+        .split_whitespace()
+        .filter_map(|word| Some(word.parse::<u16>().ok()? & 4 != 0))
+        .collect();
+    ensure!(
+        bits == [true, false],
+        "command register before and after: {command}"
+    );
+    bed.lay_cable()?;
+    whole(bed, Form::Short)
+}
+
 /// What the guest's kernel knows of the interface's queues.
-fn queues(guest: &Guest) -> Result<Value> {
+pub fn queues(guest: &Guest) -> Result<Value> {
     let text = guest.sh(&format!("netdev-genl {INTERFACE}"))?;
     serde_json::from_str(&text).with_context(|| format!("netdev-genl printed: {text}"))
 }
@@ -273,7 +297,7 @@ fn whole_with_any_cpus(bed: &mut Bed, form: Form) -> Result<()> {
     Ok(())
 }
 
-/// Transmit queues are spread over the CPUs (XPS), and interrupts may go to more than one of them.
+/// Transmit queues are spread over the CPUs (XPS), and so are interrupts, if each queue has its own.
 fn queues_on_their_cpus(bed: &mut Bed, _: Form) -> Result<()> {
     bed.guest()
         .sh(&format!("ethtool -L {INTERFACE} combined 2"))?;
@@ -289,6 +313,27 @@ fn queues_on_their_cpus(bed: &mut Bed, _: Form) -> Result<()> {
         masks.len() == 2 && all.count_ones() == 2 && masks.iter().all(|m| m.count_ones() == 1),
         "two queues, two CPUs, but the map is {masks:x?}"
     );
+    if bed.setup.driver == Driver::Ferronic {
+        let cpus = bed.guest().sh(
+            "for irq in $(sed -n 's/^ *\\([0-9]*\\):.*ferronic-.*-pair[0-9]*$/\\1/p' /proc/interrupts); do \
+                 cat /proc/irq/$irq/smp_affinity_list; done",
+        )?;
+        let mut cpus: Vec<&str> = cpus.lines().collect();
+        let vectors = cpus.len();
+        cpus.sort_unstable();
+        cpus.dedup();
+        // The device attachment has one vector for everything.
+        ensure!(
+            vectors
+                == if bed.setup.port == Port::Ours(Attach::Device) {
+                    0
+                } else {
+                    2
+                }
+                && cpus.len() == vectors,
+            "{vectors} vectors of queues go to the CPUs {cpus:?}"
+        );
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ mod basics;
 mod churn;
 mod ethtool;
 mod filters;
+mod flow_hash;
 mod hostile;
 mod interface;
 mod itself;
@@ -172,6 +173,7 @@ pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
         churn::TABLE,
         trouble::TABLE,
         hostile::TABLE,
+        flow_hash::TABLE,
         kunit::TABLE,
     ];
     let mut scenarios: Vec<Scenario> = about_nic.concat();

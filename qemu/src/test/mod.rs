@@ -87,7 +87,7 @@ pub fn list(options: &Options) {
 fn combinations(options: &Options) -> Vec<(Driver, Flavour)> {
     let chosen = options.driver.as_ref().map(std::slice::from_ref);
     let mut all = Vec::new();
-    for driver in chosen.unwrap_or(Driver::tested()) {
+    for driver in chosen.unwrap_or(Driver::ALL) {
         if !options.debug_kernel {
             all.push((*driver, Flavour::Base));
         }
@@ -118,9 +118,16 @@ fn is_worth_it(case: &Case, args: &Args, options: &Options) -> bool {
     if case.setup.driver == Driver::C && strange && options.driver.is_none() {
         return false;
     }
-    // The debug kernel is slow. Its checks find on the usual beds most of what there is to find.
-    let rare = case.setup.kernel == Flavour::Debug && !case.setup.is_usual();
-    !rare || args.full || options.debug_kernel
+    if args.full || options.debug_kernel {
+        return true;
+    }
+    // The debug kernel is slow. Its checks find on the usual beds most of what there is to find; the
+    // usual kernel has the other beds, and what is about the NIC.
+    match (case.setup.kernel, case.setup.is_usual()) {
+        (Flavour::Debug, usual) => usual,
+        (Flavour::Base, true) => options.driver.is_some() || !case.scenario.about_driver,
+        (Flavour::Base, false) => true,
+    }
 }
 
 /// What has to be made for them.
