@@ -66,7 +66,7 @@ fn rounds_anew(bed: &mut Bed, rounds: u32, change: &str) -> Result<()> {
 fn reload(bed: &mut Bed, form: Form) -> Result<()> {
     let driver = bed.setup.driver.name();
     let change = format!("driver unload {driver} && driver load {driver}");
-    rounds_anew(bed, form.pick(10, 200), &change)
+    rounds_anew(bed, bed.rounds(form, 10, 200), &change)
 }
 
 /// The PCI device is taken from the driver and given back.
@@ -76,7 +76,7 @@ fn unbind(bed: &mut Bed, form: Form) -> Result<()> {
         "device=$(ethtool -i {INTERFACE} | sed -n 's/^bus-info: //p') && \
          cd /sys/bus/pci/drivers/{driver} && echo $device > unbind && echo $device > bind"
     );
-    rounds_anew(bed, form.pick(3, 50), &change)
+    rounds_anew(bed, bed.rounds(form, 3, 50), &change)
 }
 
 /// The PCI device disappears, in the orderly way, and is found again.
@@ -85,7 +85,7 @@ fn remove(bed: &mut Bed, form: Form) -> Result<()> {
         "device=$(ethtool -i {INTERFACE} | sed -n 's/^bus-info: //p') && \
          echo 1 > /sys/bus/pci/devices/$device/remove && echo 1 > /sys/bus/pci/rescan"
     );
-    rounds_anew(bed, form.pick(3, 50), &change)
+    rounds_anew(bed, bed.rounds(form, 3, 50), &change)
 }
 
 /// Rounds in which the interface stays: the same connections live through all of them.
@@ -107,18 +107,18 @@ fn rounds(bed: &mut Bed, rounds: u32, changes: &[String]) -> Result<()> {
 fn rings(bed: &mut Bed, form: Form) -> Result<()> {
     let changes = [(64, 256), (256, 64), (128, 128), (256, 256)]
         .map(|(rx, tx)| format!("ethtool -G {INTERFACE} rx {rx} tx {tx}"));
-    rounds(bed, form.pick(8, 200), &changes)
+    rounds(bed, bed.rounds(form, 8, 200), &changes)
 }
 
 fn channels(bed: &mut Bed, form: Form) -> Result<()> {
     let changes = [1, 2].map(|count| format!("ethtool -L {INTERFACE} combined {count}"));
-    rounds(bed, form.pick(8, 200), &changes)
+    rounds(bed, bed.rounds(form, 8, 200), &changes)
 }
 
 /// What is under way may be larger than what fits from now on.
 fn mtu(bed: &mut Bed, form: Form) -> Result<()> {
     let changes = [1400, 1500, 1280, 1500].map(|mtu| format!("ip link set {INTERFACE} mtu {mtu}"));
-    rounds(bed, form.pick(8, 200), &changes)
+    rounds(bed, bed.rounds(form, 8, 200), &changes)
 }
 
 fn offloads(bed: &mut Bed, form: Form) -> Result<()> {

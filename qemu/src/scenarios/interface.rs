@@ -72,7 +72,7 @@ pub fn whole(bed: &Bed, form: Form) -> Result<()> {
 
 /// Down and up in quick succession, at rest and with traffic.
 fn up_and_down(bed: &mut Bed, form: Form) -> Result<()> {
-    let rounds = form.pick(10, 100);
+    let rounds = bed.rounds(form, 10, 100);
     bed.guest().sh(&format!(
         "for i in $(seq {rounds}); do ip link set {INTERFACE} down && ip link set {INTERFACE} up || exit 1; done"
     ))?;

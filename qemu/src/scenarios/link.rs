@@ -22,7 +22,7 @@ const RESUME: Duration = Duration::from_secs(5);
 
 /// Many times in a row, under traffic: the carrier follows each time, and traffic resumes after each.
 pub fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
-    let rounds = form.pick(10, 200);
+    let rounds = bed.rounds(form, 10, 200);
     let guest = bed.guest();
     let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600);
     let traffic = guest.spawn(&client.command())?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use qapi::qmp;
 
+use super::Form;
 use super::setup::{Port, Setup};
 use crate::artefacts::kernel::Flavour;
 use crate::backend::{Backend, Options, Uplink};
@@ -111,6 +112,16 @@ impl<'a> Bed<'a> {
         self.backend
             .as_ref()
             .context("the NIC of this bed is QEMU's own: there is no backend")
+    }
+
+    /// How many rounds of something to do: half on the debug kernel, where each takes much longer,
+    /// and its checks see in one what elsewhere may take many.
+    pub fn rounds(&self, form: Form, short: u32, full: u32) -> u32 {
+        let rounds = form.pick(short, full);
+        match self.setup.kernel {
+            Flavour::Base => rounds,
+            Flavour::Debug => rounds.div_ceil(2),
+        }
     }
 
     /// Pulls the cable or puts it back.
