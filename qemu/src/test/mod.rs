@@ -118,16 +118,12 @@ fn is_worth_it(case: &Case, args: &Args, options: &Options) -> bool {
     if case.setup.driver == Driver::C && strange && options.driver.is_none() {
         return false;
     }
-    if args.full || options.debug_kernel {
+    if case.setup.kernel == Flavour::Base || args.full || options.debug_kernel {
         return true;
     }
-    // The debug kernel is slow. Its checks find on the usual beds most of what there is to find; the
-    // usual kernel has the other beds, and what is about the NIC.
-    match (case.setup.kernel, case.setup.is_usual()) {
-        (Flavour::Debug, usual) => usual,
-        (Flavour::Base, true) => options.driver.is_some() || !case.scenario.about_driver,
-        (Flavour::Base, false) => true,
-    }
+    // The debug kernel takes a quarter of an hour to build, and is slow: only for who asks for our
+    // driver. Its checks find on the usual beds most of what there is to find.
+    options.driver.is_some() && case.setup.is_usual()
 }
 
 /// What has to be made for them.
