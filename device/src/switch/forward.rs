@@ -68,8 +68,9 @@ pub(super) struct Forwarder {
 /// The way out at other ports.
 #[derive(Debug)]
 struct Out {
-    /// Number of the queue that the packets come from.
-    queue: usize,
+    /// Number of the queue that the packets come from: a flow's packets go to the queue of that
+    /// number. `None` where all come from one, and flows have to be told apart by what is in them.
+    queue: Option<usize>,
     open: Option<Open>,
     /// The uplink was given something that it may hold until it is told that this was all.
     uplink_used: bool,
@@ -78,7 +79,7 @@ struct Out {
 }
 
 impl Forwarder {
-    pub fn new(switch: Arc<Switch>, port: Arc<Port>, queue: usize) -> Self {
+    pub fn new(switch: Arc<Switch>, port: Arc<Port>, queue: Option<usize>) -> Self {
         Forwarder {
             ports: Arc::default(),
             version: 0,
@@ -182,7 +183,8 @@ impl Out {
         };
         match &port.end {
             End::Guest(guest) => {
-                let Some((queue, inlet)) = guest.inlet(self.queue) else {
+                let number = || self.queue.unwrap_or_else(|| incoming.flow());
+                let Some((queue, inlet)) = guest.inlet(number) else {
                     return;
                 };
                 self.open(port.index, queue, inlet);

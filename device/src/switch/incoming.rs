@@ -128,6 +128,35 @@ impl<'a> Incoming<'a> {
         octets.copied().unwrap_or_default()
     }
 
+    /// A number that is the same for all frames of a flow: of addresses and ports, where there are
+    /// some, else of the stations' addresses.
+    pub fn flow(&self) -> usize {
+        let mut octets = [0; 44];
+        self.body.copy_to(self.offset, &mut octets);
+        let [.., t0, t1] = self.ethernet;
+        let (addresses, protocol, ports) = match [t0, t1] {
+            [0x08, 0x00] => {
+                let [first, _, _, _, _, _, fragment, rest, _, protocol, ..] = octets;
+                // Only the first fragment has ports, so none of them counts as having some.
+                let whole = fragment & 0x3f == 0 && rest == 0;
+                let ports = 4 * usize::from(first & 0xf);
+                (12..20, protocol, whole.then_some(ports))
+            }
+            [0x86, 0xdd] => (8..40, octets[6], Some(40)),
+            _ => (0..0, 0, None),
+        };
+        let ports = ports.filter(|_| [6, 17].contains(&protocol));
+        let ports = ports.and_then(|at| octets.get(at..at + 4)).unwrap_or(&[]);
+        let addresses = octets.get(addresses).unwrap_or(&[]);
+        let stations = self.ethernet.get(..12).unwrap_or(&[]);
+        // FNV-1a: nobody gains much by having two flows of his on the same queue.
+        let hashed = stations.iter().chain(addresses).chain(ports);
+        let hash = hashed.fold(0x811c_9dc5u32, |hash, octet| {
+            (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193)
+        });
+        (hash ^ (hash >> 16)) as usize
+    }
+
     /// What a receiver that takes `offloads` unfinished must not be left to do.
     fn work(&self, offloads: Offloads) -> Work {
         if self.header.is_gso() {

@@ -56,12 +56,16 @@ impl Guest {
         }
     }
 
-    /// The inlet for packets that the sender has sent from its queue number `queue`, and that
-    /// inlet's number. A flow keeps its queue: that of the driver which sends it. If none receives
-    /// it is the first, where they are counted as lost.
-    pub fn inlet(&self, queue: usize) -> Option<(usize, &Arc<Inlet>)> {
+    /// The inlet for a packet of the flow, or from the queue, of this number, and that inlet's
+    /// number. Not asked for it where there is no choice. If none receives it is the first, where
+    /// packets are counted as lost.
+    pub fn inlet(&self, queue: impl FnOnce() -> usize) -> Option<(usize, &Arc<Inlet>)> {
         let active = self.active.load(Ordering::Relaxed);
         let queues = self.inlets.get()?;
+        let queue = match queues.len() {
+            0 | 1 => 0,
+            _ => queue(),
+        };
         let receives = |queue: &usize| active >> queue & 1 == 1;
         let chosen = if queue < queues.len() && receives(&queue) {
             queue

@@ -49,7 +49,7 @@ impl Uplink for SwitchUplink {
         let queue = |index| {
             let (switch, port) = (Arc::clone(&self.switch), Arc::clone(&self.port));
             Box::new(SwitchQueue {
-                forwarder: Forwarder::new(switch, Arc::clone(&port), index),
+                forwarder: Forwarder::new(switch, Arc::clone(&port), Some(index)),
                 header_len: Arc::clone(&self.header_len),
                 port,
                 index,

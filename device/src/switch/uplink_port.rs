@@ -177,7 +177,7 @@ impl UplinkPort {
             })),
         });
         let worker = Worker {
-            forwarder: Forwarder::new(Arc::clone(&switch), Arc::clone(&port), 0),
+            forwarder: Forwarder::new(Arc::clone(&switch), Arc::clone(&port), None),
             port: Arc::clone(&port),
             packet: vec![0; MAX_PACKET],
         };

@@ -189,6 +189,7 @@ pub struct Told {
 pub struct CableUplink {
     cables: Vec<Cable>,
     told: Told,
+    pub offloads: Offloads,
 }
 
 impl CableUplink {
@@ -199,6 +200,7 @@ impl CableUplink {
         let uplink = CableUplink {
             cables: cables.clone(),
             told: told.clone(),
+            offloads: Offloads::ALL,
         };
         (uplink, cables, told)
     }
@@ -206,7 +208,7 @@ impl CableUplink {
 
 impl Uplink for CableUplink {
     fn offloads(&self) -> Offloads {
-        Offloads::ALL
+        self.offloads
     }
 
     fn take_queues(&mut self) -> Vec<Box<dyn UplinkQueue>> {

@@ -17,7 +17,7 @@ use crate::nic::header::{
 use crate::switch::Switch;
 use crate::switch::vlan::VlanMode;
 
-fn sender() -> Make {
+pub fn sender() -> Make {
     Make::mergeable().with(&[
         VIRTIO_NET_F_CSUM,
         VIRTIO_NET_F_HOST_TSO4,
@@ -35,7 +35,7 @@ fn takes_all() -> Make {
 
 /// A TCP segment over IPv4 of `len` octets of payload, to be segmented if that is more than 1448,
 /// and with its checksum to be completed.
-fn tcp(tag: Option<u16>, number: u32, len: usize) -> Vec<u8> {
+pub fn tcp(tag: Option<u16>, number: u32, len: usize) -> Vec<u8> {
     let mut ip = vec![0x45, 0];
     ip.extend(((40 + len) as u16).to_be_bytes());
     ip.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
@@ -65,7 +65,7 @@ fn tcp(tag: Option<u16>, number: u32, len: usize) -> Vec<u8> {
 
 /// Whether a frame without tag, behind a header that asks for nothing, has the right checksums;
 /// gives its payload.
-fn finished(packet: &[u8]) -> &[u8] {
+pub fn finished(packet: &[u8]) -> &[u8] {
     assert_eq!(packet[..12], [0; 12]);
     let ip = &packet[26..];
     assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), ip.len());

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The port behind which is the rest of the world; here, the test.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::offloads::{finished, sender, tcp};
 use super::station::{BROADCAST, Station, access, frame, mac, payload, trunk};
 use crate::datapath::tests::cable::{Cable, CableUplink};
 use crate::datapath::tests::rig::{Make, drops};
 use crate::nic::counters::DropReason;
+use crate::nic::offload::Offloads;
+use crate::ring::driver::memory;
 use crate::switch::vlan::VlanMode;
 use crate::switch::{Switch, UplinkPort};
 
@@ -22,8 +26,17 @@ fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn world(switch: &std::sync::Arc<Switch>, vlans: VlanMode) -> (UplinkPort, Cable) {
-    let (uplink, mut cables, _) = CableUplink::new(1, false);
+fn world(switch: &Arc<Switch>, vlans: VlanMode) -> (UplinkPort, Cable) {
+    world_that_takes(Offloads::ALL, switch, vlans)
+}
+
+fn world_that_takes(
+    offloads: Offloads,
+    switch: &Arc<Switch>,
+    vlans: VlanMode,
+) -> (UplinkPort, Cable) {
+    let (mut uplink, mut cables, _) = CableUplink::new(1, false);
+    uplink.offloads = offloads;
     let nic = Make::default().nic();
     let port = UplinkPort::start(switch.clone(), nic, vlans, Box::new(uplink)).unwrap();
     (port, cables.remove(0))
@@ -102,4 +115,58 @@ fn its_cable_can_be_pulled() {
     });
     assert_eq!(one.received(), [] as [Vec<u8>; 0]);
     assert!(cable.take_sent().is_empty());
+}
+
+#[test]
+fn a_way_out_without_offloads_gets_finished_frames() {
+    let switch = Switch::new();
+    let (_port, cable) = world_that_takes(Offloads::NONE, &switch, trunk());
+    let mut one = Station::new(&switch, 0, sender(), trunk());
+    for len in [100, 9000] {
+        one.send(&tcp(None, 1, len));
+        let sent = cable.take_sent();
+        assert_eq!(sent.len(), len.div_ceil(1448));
+        let parts: Vec<&[u8]> = sent.iter().map(|packet| finished(packet)).collect();
+        assert_eq!(parts.concat(), payload(1, len));
+    }
+}
+
+#[test]
+fn what_comes_in_is_spread_over_queues_flow_by_flow() {
+    let switch = Switch::new();
+    let (_port, cable) = world(&switch, trunk());
+    let make = Make {
+        pairs: 2,
+        ..Make::mergeable()
+    };
+    let mut guest = Station::plugged_in(&switch, 0, make, trunk(), false);
+    guest.start(make);
+    let mut second = make.guest(&memory(), 2);
+    guest.dataplane.start_ring(2, second.setup(0)).unwrap();
+    guest.offer(1526);
+    while second.free() > 0 {
+        second.offer_room(&[1526]);
+    }
+    let counters = &guest.nic.counters;
+    let counts = || [0, 1].map(|queue: usize| counters[queue].rx.packets.get());
+    let mut seen = Vec::new();
+    for flow in 0..16u8 {
+        let before = counts();
+        for number in 0..3 {
+            let mut packet = tcp(None, number, 100);
+            packet[12..18].copy_from_slice(&mac(0));
+            packet[18..24].copy_from_slice(&mac(99));
+            // The source port.
+            packet[46] = 0x20 + flow;
+            cable.arrive(packet);
+        }
+        let sum = |counts: [u64; 2]| counts[0] + counts[1];
+        eventually("the flow arrives", || {
+            (sum(counts()) == sum(before) + 3).then_some(())
+        });
+        let after = counts();
+        assert!((0..2).any(|queue| after[queue] == before[queue] + 3));
+        seen.push(after[0] > before[0]);
+    }
+    assert!(seen.contains(&true) && seen.contains(&false));
 }
