@@ -33,6 +33,8 @@ pub enum Uplink {
     Loopback,
     /// A switch, for more guests, with the tap as its way out
     Switch,
+    /// The same with passt as its way out
+    SwitchUser,
 }
 
 impl Uplink {
@@ -43,7 +45,13 @@ impl Uplink {
             Uplink::User => "user",
             Uplink::Loopback => "loopback",
             Uplink::Switch => "switch",
+            Uplink::SwitchUser => "switch-user",
         }
+    }
+
+    /// Whether it is a switch.
+    pub fn is_switch(self) -> bool {
+        matches!(self, Uplink::Switch | Uplink::SwitchUser)
     }
 
     /// Whether the tap is its far end.
@@ -106,7 +114,7 @@ impl Backend {
             Uplink::Tap => add("--uplink", format!("tap:{}", net::TAP)),
             Uplink::Loopback => add("--uplink", "loopback".into()),
             Uplink::Switch => add("--uplink", format!("switch:tap:{}", net::TAP)),
-            Uplink::User => {
+            Uplink::User | Uplink::SwitchUser => {
                 let passt = lab.run.dir.join("passt");
                 // passt tells the guest the host's name servers. In the run's namespace there is
                 // none but what a test starts there.
@@ -115,7 +123,12 @@ impl Backend {
                     .with_context(|| format!("cannot write {}", resolver.display()))?;
                 let binds = [(resolver.as_path(), Path::new("/etc/resolv.conf"))];
                 lab.tools.write_wrapper(&passt, &binds, "passt")?;
-                add("--uplink", "user".into());
+                let switch = if options.uplink.is_switch() {
+                    "switch:"
+                } else {
+                    ""
+                };
+                add("--uplink", format!("{switch}user"));
                 add("--passt", passt.display().to_string());
             }
         }
@@ -132,7 +145,7 @@ impl Backend {
             control,
             log,
             // What the switch calls its first port.
-            port: (options.uplink == Uplink::Switch).then_some("p0"),
+            port: options.uplink.is_switch().then_some("p0"),
             binary,
             arguments,
             process: Mutex::new(process),

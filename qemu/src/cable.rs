@@ -2,7 +2,7 @@
 //! Addresses at both ends of the cable, and an iperf3 server at the far end.
 //!
 //! - tap, and switch: the far end is the tap in the run's network namespace.
-//! - user: passt gives the guest an address by DHCP; the gateway it names leads to the
+//! - user, and the switch with it: passt gives the guest an address by DHCP; the gateway it names leads to the
 //!   namespace's own loopback.
 //! - loopback: what the guest sends comes back, so both ends are in the guest. Two macvlan
 //!   interfaces in VEPA mode, one of them in a network namespace, send each other nothing
@@ -44,7 +44,7 @@ impl Cable {
                 ))?;
                 (HOST_IP.to_owned(), Some(Server::start(lab)?))
             }
-            Uplink::User => {
+            Uplink::User | Uplink::SwitchUser => {
                 guest
                     .sh(&format!("udhcpc -i {INTERFACE} -n -q -t 5 -T 1"))
                     .context("the guest gets no address by DHCP")?;
@@ -70,7 +70,7 @@ impl Cable {
         };
         // Not through passt: whether the host lets it send pings is another question, and DHCP has
         // shown already that there is a far end.
-        if uplink != Uplink::User {
+        if !matches!(uplink, Uplink::User | Uplink::SwitchUser) {
             guest
                 .sh(&format!("ping -c 1 -w 10 {}", cable.server))
                 .with_context(|| {

@@ -152,7 +152,7 @@ fn flap(
         ups.push(watch.time(true, || backend.set_link(true))?);
     }
     drop(watch);
-    if uplink == Uplink::User {
+    if matches!(uplink, Uplink::User | Uplink::SwitchUser) {
         // passt ends TCP connections and makes its own on the other side. After losses it may
         // answer the guest's TCP for tens of seconds with nothing, also with no ferronic about
         // (`passt --vhost-user`, QMP's set_link). So a new connection has to do.

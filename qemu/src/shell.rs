@@ -44,7 +44,7 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
             spec.init.push(format!("lab.address={}/24", net::GUEST_IP));
             say(format!("the host is {} to the guest", net::HOST_IP));
         }
-        Uplink::User => spec.init.push("lab.dhcp".into()),
+        Uplink::User | Uplink::SwitchUser => spec.init.push("lab.dhcp".into()),
         Uplink::Loopback => spec.init.push(format!("lab.address={}/24", net::GUEST_IP)),
     }
     if let Ok(size) = tcgetwinsize(std::io::stdout()) {

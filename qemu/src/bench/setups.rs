@@ -41,6 +41,8 @@ impl Setup {
             Setup::Ours(Attach::Device, Uplink::Loopback) => "ferronic-device-loopback",
             Setup::Ours(Attach::Netdev, Uplink::Switch) => "ferronic-switch",
             Setup::Ours(Attach::Device, Uplink::Switch) => "ferronic-device-switch",
+            Setup::Ours(Attach::Netdev, Uplink::SwitchUser) => "ferronic-switch-user",
+            Setup::Ours(Attach::Device, Uplink::SwitchUser) => "ferronic-device-switch-user",
             Setup::QemuTap => "qemu-tap",
             Setup::QemuUser => "qemu-user",
             Setup::PasstStream => "passt-stream",

@@ -3,7 +3,9 @@
 
 use anyhow::{Result, ensure};
 
-use super::{BOTH, DEVICE_TAP, LOOPBACK, NETDEV_TAP, QEMU_TAP, SWITCH, Scenario, USER};
+use super::{
+    BOTH, DEVICE_TAP, LOOPBACK, NETDEV_TAP, QEMU_TAP, SWITCH, SWITCH_USER, Scenario, USER,
+};
 use crate::far_end::BytesServer;
 use crate::net::{HOST_IP, HOST_IP6};
 use crate::test::Form;
@@ -11,7 +13,15 @@ use crate::test::bed::Bed;
 use crate::test::setup::Setup;
 use crate::traffic::{Client, Direction};
 
-const ALL: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, USER, LOOPBACK, SWITCH, QEMU_TAP];
+const ALL: &[Setup] = &[
+    NETDEV_TAP,
+    DEVICE_TAP,
+    USER,
+    LOOPBACK,
+    SWITCH,
+    SWITCH_USER,
+    QEMU_TAP,
+];
 /// Those whose far end is the tap.
 const ON_TAP: &[Setup] = &[NETDEV_TAP, DEVICE_TAP, SWITCH, QEMU_TAP];
 

@@ -153,6 +153,9 @@ const LOOPBACK: Setup = Setup::new(Attach::Netdev, Uplink::Loopback);
 /// The NIC at a switch with a tap as its way out.
 const SWITCH: Setup = Setup::new(Attach::Netdev, Uplink::Switch);
 
+/// The NIC at a switch with passt as its way out.
+const SWITCH_USER: Setup = Setup::new(Attach::Netdev, Uplink::SwitchUser);
+
 /// All cases with these drivers on these kernels, those with the same setup one after another, those
 /// that spoil the bed at the end.
 pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {

@@ -11,7 +11,7 @@ use qapi::qmp;
 use super::Form;
 use super::setup::{Port, Setup};
 use crate::artefacts::kernel::Flavour;
-use crate::backend::{Backend, Options, Uplink};
+use crate::backend::{Backend, Options};
 use crate::cable::Cable;
 use crate::guest::Guest;
 use crate::host::tail;
@@ -75,7 +75,7 @@ impl<'a> Bed<'a> {
             ..Options::new(setup.uplink)
         };
         // Chosen, so that it is the same after a restart and in every log.
-        if setup.uplink != Uplink::Switch {
+        if !setup.uplink.is_switch() {
             options.extra.extend(["--mac".into(), GUEST_MAC.into()]);
         }
         options.extra.extend(["--log".into(), "debug".into()]);
