@@ -131,3 +131,112 @@ fn port_reply(view: &PortView, addresses: usize) -> PortReply {
         drops: sum(|pair| pair.rx.drops.total().wrapping_add(pair.tx.drops.total())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::Map;
+
+    use super::*;
+    use crate::control::ports::{EventLoop, PortDefaults, Ports};
+    use crate::control::stop::Stop;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Name, socket, VLAN.
+        Add(u8, u8, u16),
+        Remove(u8),
+        Link(u8, bool),
+        /// A command with an argument that it does not have, or of another type.
+        Nonsense(usize, bool),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..4u8, 0..4u8, prop_oneof![1..4094u16, Just(0), 4095..=u16::MAX])
+                .prop_map(|(name, socket, vlan)| Step::Add(name, socket, vlan)),
+            2 => (0..4u8).prop_map(Step::Remove),
+            1 => (0..4u8, any::<bool>()).prop_map(|(name, up)| Step::Link(name, up)),
+            1 => (0..5usize, any::<bool>()).prop_map(|(which, wrong)| Step::Nonsense(which, wrong)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Against a map: a port is there from the answer to port-add on until that to port-remove,
+        /// and what is refused changes nothing.
+        #[test]
+        fn ports_are_as_commanded(steps in proptest::collection::vec(step(), 0..24)) {
+            let directory = tempfile::tempdir().unwrap();
+            let ports = Ports::new(PortDefaults {
+                mtu: 1500,
+                speed: 10_000,
+                queue_pairs: 1,
+                packed: true,
+                link_up: true,
+            });
+            let mut event_loop = EventLoop::new().unwrap();
+            let stop = Stop::new().unwrap();
+            let commands = Commands::for_switch(ports.clone(), "switch".into(), stop);
+            let run = |name: &str, arguments: Value| match arguments {
+                Value::Object(arguments) => commands.run(name, arguments),
+                _ => commands.run(name, Map::new()),
+            };
+            // The socket of each port, and whether its link is up.
+            let mut model: BTreeMap<String, (PathBuf, bool)> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Add(name, socket, vlan) => {
+                        let name = format!("n{name}");
+                        let socket = directory.path().join(format!("s{socket}"));
+                        let free = !model.contains_key(&name)
+                            && model.values().all(|(taken, _)| *taken != socket);
+                        let done = run("port-add", json!({
+                            "socket-path": socket, "name": name, "vlan": vlan,
+                        }));
+                        let valid = (1..=4094).contains(&vlan);
+                        prop_assert_eq!(done.is_ok(), free && valid, "{:?}", done);
+                        if done.is_ok() {
+                            model.insert(name, (socket, true));
+                        }
+                    }
+                    Step::Remove(name) => {
+                        let name = format!("n{name}");
+                        let done = run("port-remove", json!({"name": name}));
+                        prop_assert_eq!(done.is_ok(), model.remove(&name).is_some());
+                    }
+                    Step::Link(name, up) => {
+                        let name = format!("n{name}");
+                        let done = run("link-set", json!({"up": up, "port": name}));
+                        match model.get_mut(&name) {
+                            Some((_, was)) => {
+                                let changed = std::mem::replace(was, up) != up;
+                                prop_assert_eq!(done, Ok(json!({"changed": changed})));
+                            }
+                            None => prop_assert!(done.is_err()),
+                        }
+                    }
+                    Step::Nonsense(which, wrong) => {
+                        let names = ["port-add", "port-remove", "query-ports", "query-addresses", "link-set"];
+                        let argument = if wrong { json!({"name": []}) } else { json!({"x": 1}) };
+                        prop_assert!(run(names[which], argument).is_err());
+                    }
+                }
+                ports.apply(&mut event_loop);
+                let answer: PortsReply =
+                    serde_json::from_value(run("query-ports", json!({})).unwrap()).unwrap();
+                let mut there: Vec<_> = answer.ports.into_iter().map(|p| (p.name, p.up)).collect();
+                there.sort();
+                let expected: Vec<_> = model.iter().map(|(n, (_, up))| (n.clone(), *up)).collect();
+                prop_assert_eq!(there, expected);
+                let files = directory.path().read_dir().unwrap().count();
+                // A netdev's socket goes with its link only once a frontend was there.
+                prop_assert_eq!(files, model.len());
+                prop_assert_eq!(ports.switch().ports().len(), model.len());
+            }
+        }
+    }
+}

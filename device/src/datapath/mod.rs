@@ -122,17 +122,22 @@ impl Dataplane {
     /// Starts the workers; no ring is active yet.
     pub fn start(nic: Arc<Nic>, uplink: Box<dyn Uplink>) -> io::Result<Self> {
         let mut dataplane = Dataplane::new(nic, uplink)?;
+        // Linux shows the first 15 octets.
+        let port = dataplane.agreement.nic.port_name();
+        let port = port.map_or(String::new(), |name| format!("{name}/"));
         // From here on dropping the dataplane ends the threads that were started.
         for (index, pair) in dataplane.agreement.pairs.iter().enumerate() {
             let pair = pair.clone();
             dataplane
                 .threads
-                .push(spawn(format!("pair-{index}"), move || pair.run())?);
+                .push(spawn(format!("{port}pair-{index}"), move || pair.run())?);
         }
         let control = dataplane.control.clone();
         dataplane
             .threads
-            .push(spawn("control-queue".into(), move || control.run())?);
+            .push(spawn(format!("{port}control-queue"), move || {
+                control.run()
+            })?);
         Ok(dataplane)
     }
 

@@ -187,12 +187,15 @@ impl Nic {
         }
     }
 
+    /// The name of the port of the switch that it is at, if it is.
+    pub fn port_name(&self) -> Option<&str> {
+        self.port.as_ref().map(|port| &port.name[..])
+    }
+
     /// What messages for people begin with: which of several NICs it is, or nothing.
     pub fn label(&self) -> String {
-        match &self.port {
-            Some(port) => format!("port {}: ", port.name),
-            None => String::new(),
-        }
+        self.port_name()
+            .map_or(String::new(), |name| format!("port {name}: "))
     }
 
     fn publish(&self, event: Event) {

@@ -112,6 +112,23 @@ fn contents_pass_whatever_the_rings_are() {
 }
 
 #[test]
+fn large_frames_pass_without_mergeable_buffers() {
+    for make in Make::default().size(16).both_kinds() {
+        let switch = Switch::new();
+        let mut sender = Station::new(&switch, 0, Make::mergeable(), trunk());
+        let mut receiver = Station::new(&switch, 1, make, trunk());
+        receiver.offer(12 + 14 + 9000);
+        for number in 0..16 {
+            let sent = sender.send_to(mac(1), number, 9000);
+            assert_eq!(receiver.received(), [sent]);
+        }
+        receiver.offer(12 + 14 + 9000);
+        sender.send_to(mac(1), 17, 9001);
+        assert_eq!(receiver.rx_drops(), [(DropReason::TooLong, 1)]);
+    }
+}
+
+#[test]
 fn a_legacy_guest_has_a_short_header() {
     let switch = Switch::new();
     let legacy = Make {
