@@ -24,7 +24,10 @@ impl Process {
     /// A switch with ports at these names in a directory of its own.
     fn start(sockets: &[&str], more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ferronic"));
+        // As most shells start a program: with few descriptors, and the right to take more.
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -S -n 1024 && exec \"$@\"", "sh"]);
+        command.arg(env!("CARGO_BIN_EXE_ferronic"));
         command.args(["serve", "--uplink", "switch", "--log", "warn", "--control"]);
         command.arg(dir.path().join("ctl")).args(more);
         for socket in sockets {
@@ -266,9 +269,32 @@ fn sixty_four_ports_and_no_more() {
     }
     let error = switch.refuses("port add --socket-path s64");
     assert!(error.contains("64 ports"), "{error}");
-    let mut first = Guest::plug_in(&switch.path("s0"), 1);
-    let mut last = Guest::plug_in(&switch.path("s63"), 2);
-    talk(&mut first, &mut last);
+    let mut guests: Vec<_> = (0..64)
+        .map(|number| Guest::plug_in(&switch.path(&format!("s{number}")), number))
+        .collect();
+    let descriptors = format!("/proc/{}/fd", switch.child.id());
+    let descriptors = std::fs::read_dir(descriptors).unwrap().count();
+    assert!(
+        descriptors > 1024,
+        "more than a process may usually open: {descriptors}"
+    );
+    // Each tells where it is, to itself; then all talk in a ring.
+    for guest in &mut guests {
+        guest.send(guest.mac, 1);
+    }
+    for number in 0..64 {
+        let to = guests[(number + 1) % 64].mac;
+        let sent = guests[number].send(to, number);
+        assert_eq!(guests[(number + 1) % 64].driver.receive(0), sent);
+    }
+    let ports = switch.query("port show");
+    for port in ports["ports"].as_array().unwrap() {
+        assert_eq!(
+            (&port["received"], &port["drops"]),
+            (&json!(1), &json!(1)),
+            "{port}"
+        );
+    }
     switch.ask("quit");
     switch.ends();
 }

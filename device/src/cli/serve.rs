@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 
 use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use parking_lot::Mutex;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use super::serve_options::{LinkMode, Plan, ServeArgs, ServeOptions, Uplink};
@@ -158,6 +159,7 @@ fn serve_switch(
     uplink: Option<&UplinkSpec>,
     vlans: &VlanMode,
 ) -> Result<(), Failure> {
+    take_descriptors();
     let mut process = Process::new()?;
     let ports = Ports::new(options.port_defaults());
     let name = Uplink::Switch(uplink.cloned()).to_string();
@@ -188,6 +190,16 @@ fn serve_switch(
     let result = process.run(|event_loop| ports.apply(event_loop));
     ports.close();
     result
+}
+
+/// Takes all the descriptors that we may have. Each port whose frontend is connected needs some
+/// thirty, and 1024 is what a process may usually open without asking.
+fn take_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        log::warn!("cannot open more files than usual, so there cannot be many ports: {e}");
+    }
 }
 
 /// The uplink's carrier, as last told; the NIC, once there is one, is told of changes.
