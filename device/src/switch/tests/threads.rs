@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The same with the workers' own threads.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,8 +27,8 @@ fn in_time(work: impl FnOnce() + Send + 'static) {
 }
 
 /// Sends numbered frames to another and takes what comes, until told to stop; gives the numbers of
-/// what has come.
-fn talk(station: &mut Station, to: u8, stop: &AtomicBool) -> Vec<u32> {
+/// what has come, and in `count` how many those are so far.
+fn talk(station: &mut Station, to: u8, stop: &AtomicBool, count: &AtomicUsize) -> Vec<u32> {
     let mut got = Vec::new();
     let mut number = 0u32;
     while !stop.load(Ordering::Relaxed) {
@@ -52,9 +52,16 @@ fn talk(station: &mut Station, to: u8, stop: &AtomicBool) -> Vec<u32> {
             }
         }
         station.rx.driver.ask_interrupt();
+        count.store(got.len(), Ordering::Relaxed);
         thread::yield_now();
     }
     got
+}
+
+/// Whether so many frames have come to each.
+fn reached(counts: &[AtomicUsize], frames: usize) -> bool {
+    let mut counts = counts.iter().map(|count| count.load(Ordering::Relaxed));
+    counts.all(|count| count >= frames)
 }
 
 #[test]
@@ -64,18 +71,20 @@ fn two_that_send_to_each_other_and_a_third_to_both_do_not_block() {
             let switch = Switch::new();
             let mut stations = [0, 1, 2].map(|n| Station::running(&switch, n, make));
             let stop = AtomicBool::new(false);
-            let stop = &stop;
+            let counts = [0, 0].map(AtomicUsize::new);
+            let (stop, [to_one, to_two], to_three) = (&stop, &counts, &AtomicUsize::new(0));
             let [one, two, three] = &mut stations;
             thread::scope(|scope| {
-                let threads = [(one, 1), (two, 0), (three, 0)]
-                    .map(|(station, to)| scope.spawn(move || talk(station, to, stop)));
-                thread::sleep(Duration::from_millis(400));
+                let threads = [(one, 1, to_one), (two, 0, to_two), (three, 0, to_three)].map(
+                    |(station, to, count)| scope.spawn(move || talk(station, to, stop, count)),
+                );
+                while !reached(&counts, 3000) {
+                    thread::sleep(Duration::from_millis(1));
+                }
                 stop.store(true, Ordering::Relaxed);
-                let [first, second, third] = threads.map(|thread| thread.join().unwrap());
-                assert!(first.len() > 1000 && second.len() > 1000);
+                let [_, second, _] = threads.map(|thread| thread.join().unwrap());
                 // Two senders mix, one keeps its order.
                 assert!(second.is_sorted());
-                drop(third);
             });
         }
     });
@@ -90,15 +99,18 @@ fn rings_that_stop_and_start_under_traffic_lose_only_their_own() {
         let mut two = Station::running(&switch, 1, make);
         let busy = Station::running(&switch, 2, make);
         let stop = AtomicBool::new(false);
+        let counts = [0, 0].map(AtomicUsize::new);
         thread::scope(|scope| {
-            let (stop, switch) = (&stop, &switch);
-            let first = scope.spawn(move || talk(&mut one, 1, stop));
-            let second = scope.spawn(move || talk(&mut two, 0, stop));
+            let (stop, switch, counts) = (&stop, &switch, &counts);
+            let [to_one, to_two] = counts;
+            let first = scope.spawn(move || talk(&mut one, 1, stop, to_one));
+            let second = scope.spawn(move || talk(&mut two, 0, stop, to_two));
             let flood = scope.spawn(move || {
                 let mut busy = busy;
-                let end = Instant::now() + Duration::from_millis(600);
                 let mut number = 0;
-                while Instant::now() < end {
+                let mut rounds = 0;
+                while rounds < 50 || !reached(counts, 3000) {
+                    rounds += 1;
                     // Its own rings stop and start, its cable is pulled, it sends to all.
                     let at = busy.dataplane.stop_ring(0).unwrap();
                     busy.rx.used();
@@ -121,8 +133,8 @@ fn rings_that_stop_and_start_under_traffic_lose_only_their_own() {
                 busy.nic.counters[0].tx.packets.get()
             });
             assert!(flood.join().unwrap() > 0);
-            assert!(first.join().unwrap().len() > 500);
-            assert!(second.join().unwrap().len() > 500);
+            first.join().unwrap();
+            second.join().unwrap();
         });
         assert!(switch.ports().is_empty());
     });
