@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::nic::Nic;
-use crate::nic::control::{Change, DriverState};
+use crate::nic::control::{Change, DriverState, Outcome, Queues};
 use crate::nic::features::{self, Features};
 use crate::uplink::{Negotiated, Uplink};
 
@@ -33,6 +33,7 @@ impl Agreement {
         driver.reset(features);
         self.apply_filter(&driver);
         self.apply_offloads(&driver);
+        self.apply_coalescing(&driver);
         // Until the driver says otherwise only the first pair is in use (5.1.6.5.6.1). Where the
         // frontend answers the control queue itself, it starts just the rings that are in use.
         let ours = driver.features().has(features::VIRTIO_NET_F_CTRL_VQ);
@@ -40,12 +41,12 @@ impl Agreement {
         self.enable_pairs(if ours { 1 } else { self.pairs.len() });
     }
 
-    /// Carries out a command of the control queue (5.1.6.5); the result is the `ack` field.
-    pub fn command(&self, command: &[u8]) -> u8 {
+    /// Carries out a command of the control queue (5.1.6.5).
+    pub fn command(&self, command: &[u8]) -> Outcome {
         let mut driver = self.driver.lock();
-        let outcome = driver.handle(command);
+        let outcome = driver.handle(command, self);
         self.apply(&driver, outcome.change);
-        outcome.ack
+        outcome
     }
 
     /// Writes config space, where a legacy driver sets its address.
@@ -59,6 +60,7 @@ impl Agreement {
         match change {
             Some(Change::Filter | Change::Mac(_)) => self.apply_filter(driver),
             Some(Change::GuestOffloads(_)) => self.apply_offloads(driver),
+            Some(Change::Coalescing) => self.apply_coalescing(driver),
             Some(Change::QueuePairs(n)) => self.enable_pairs(usize::from(n)),
             Some(Change::Announced) | None => {}
         }
@@ -86,6 +88,19 @@ impl Agreement {
         }
     }
 
+    fn apply_coalescing(&self, driver: &DriverState) {
+        for (index, pair) in self.pairs.iter().enumerate() {
+            let [rx, tx] = [2 * index, 2 * index + 1].map(|index| driver.coalescing(index));
+            let mut state = pair.lock();
+            let changed = state.asked.ask(tx) | pair.inlet.lock().asked.ask(rx);
+            drop(state);
+            if changed {
+                // What is held back may be due now (5.1.6.5.9).
+                pair.wake();
+            }
+        }
+    }
+
     fn enable_pairs(&self, count: usize) {
         for (index, pair) in self.pairs.iter().enumerate() {
             let mut state = pair.lock();
@@ -96,5 +111,17 @@ impl Agreement {
             drop(state);
             pair.wake();
         }
+    }
+}
+
+impl Queues for Agreement {
+    fn is_enabled(&self, index: usize) -> bool {
+        self.pairs.get(index / 2).is_some_and(|pair| {
+            if index.is_multiple_of(2) {
+                pair.inlet.lock().rx.is_some()
+            } else {
+                pair.lock().tx.is_some()
+            }
+        })
     }
 }

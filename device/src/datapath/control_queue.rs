@@ -212,14 +212,19 @@ impl Active {
             return 0;
         }
         let packet = self.command.packet();
-        let ack = if packet.len() <= MAX_COMMAND {
+        let mut answer = Vec::with_capacity(16);
+        if packet.len() <= MAX_COMMAND {
             let mut command = vec![0; packet.len()];
             packet.copy_to(0, &mut command);
-            agreement.command(&command)
+            let outcome = agreement.command(&command);
+            answer.push(outcome.ack);
+            answer.extend(outcome.result);
         } else {
-            VIRTIO_NET_ERR
-        };
-        self.answer.room().copy_from(0, &[ack]);
-        1
+            answer.push(VIRTIO_NET_ERR);
+        }
+        // A driver that has less room gets what fits.
+        let written = self.answer.room().copy_from(0, &answer);
+        // No more than the few octets of an answer.
+        u32::try_from(written).unwrap_or(u32::MAX)
     }
 }

@@ -16,7 +16,7 @@
 //! notification wakes, moves them into the ring; so does the next sender, which keeps the order.
 //!
 //! **Interrupts** are raised by who has put the packets in, once for all that it has put in in a
-//! turn. While data is moved in bulk they are held back as everywhere ([`super::moderation`]); then
+//! turn. They are held back as everywhere ([`super::moderation`]); then
 //! [`Delivery::close`] says until when, and who has put the packets in must come back at that time.
 
 use std::fmt;
@@ -35,7 +35,7 @@ use crate::ring::pieces::Pieces;
 use crate::uplink::packet_queue::PacketQueue;
 
 use super::ETHERNET_HEADER;
-use super::moderation::Moderation;
+use super::moderation::{Asked, Moderation};
 use super::rx::{Fit, Receiver};
 use super::worker::{Side, broken};
 
@@ -67,6 +67,8 @@ pub(super) struct InletState {
     waiting: Option<PacketQueue>,
     /// Of the interrupts for what was put in.
     moderation: Moderation,
+    /// What the driver wants of the queue's interrupts, whoever puts packets in.
+    pub asked: Asked,
 }
 
 /// A frame that is put into a guest's ring: `head`, and behind it `body` from octet `offset` on.
@@ -129,6 +131,7 @@ impl Inlet {
             offloads: Offloads::NONE,
             waiting: None,
             moderation: Moderation::default(),
+            asked: Asked::default(),
         })))
     }
 
@@ -328,8 +331,8 @@ impl InletState {
         self.finish(true)
     }
 
-    /// Shows the driver what was put in and raises the interrupt, unless it `may_wait` and data is
-    /// moved in bulk; then until when.
+    /// Shows the driver what was put in and raises the interrupt, unless it `may_wait` and is held
+    /// back; then until when.
     fn finish(&mut self, may_wait: bool) -> Option<Instant> {
         let counters = &self.nic.counters.get(self.index)?.rx;
         let rx = self.rx.as_mut()?;
@@ -341,12 +344,15 @@ impl InletState {
         let octets = counters.bytes.get();
         // A driver must get buffers back before it runs out of them.
         let scarce = rx.ring.undecided() > rx.ring.size() / 4;
-        if may_wait
+        let packets = counters.packets.get();
+        let gap = self.moderation.hold(now, octets);
+        if let Some(then) = self.asked.hold(now, packets, gap)
+            && may_wait
             && !scarce
-            && let Some(then) = self.moderation.hold(now, octets)
         {
             return Some(then);
         }
+        self.asked.decided(packets);
         if rx.interrupt.raise_if_wanted(&mut rx.ring, counters) {
             self.moderation.raised(now, octets);
         }

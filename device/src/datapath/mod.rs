@@ -284,7 +284,9 @@ impl Dataplane {
         setup: RingSetup,
     ) -> Result<(), StartError> {
         let index = queue_index(pair_index, side);
-        let Some(pair) = self.agreement.pairs.get(pair_index) else {
+        let pair = self.agreement.pairs.get(pair_index);
+        let counters = self.agreement.nic.counters.get(pair_index);
+        let (Some(pair), Some(counters)) = (pair, counters) else {
             return Err(StartError::NoSuchQueue(index));
         };
         let interrupt = Interrupt::new(setup.call);
@@ -308,12 +310,14 @@ impl Dataplane {
                 };
                 let mut inlet = pair.inlet.lock();
                 inlet.rx = Some(Receiver::new(ring, setup.map, interrupt, format));
+                inlet.asked.decided(counters.rx.packets.get());
                 state.update_steering(&inlet, pair_index);
             }
             Side::Tx => {
                 let offloads = features.transmit_offloads();
                 let tx = Transmitter::new(ring, setup.map, interrupt, header_len, offloads);
                 state.tx = Some(tx);
+                state.asked.decided(counters.tx.packets.get());
             }
         }
         if let Some(slot) = self.kicks.lock().get_mut(index) {

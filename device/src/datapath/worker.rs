@@ -28,7 +28,7 @@ use crate::ring::virtqueue::RingError;
 use crate::uplink::{Received, UplinkQueue};
 
 use super::inlet::{Inlet, InletState};
-use super::moderation::Moderation;
+use super::moderation::{Asked, Moderation};
 use super::tx::Transmitter;
 use super::wait_set::{Sleep, WAKE, WaitSet};
 use super::{BUDGET, LARGEST, Turn};
@@ -59,6 +59,8 @@ pub(super) struct PairState {
     readable: bool,
     overflow: Box<[u8; LARGEST]>,
     moderation: Moderation,
+    /// What the driver wants of the transmit queue's interrupts.
+    pub asked: Asked,
     stop: bool,
 }
 
@@ -90,6 +92,7 @@ impl Pair {
             readable: true,
             overflow,
             moderation: Moderation::default(),
+            asked: Asked::default(),
             stop: false,
         });
         Ok(Pair {
@@ -311,19 +314,23 @@ impl PairState {
         more
     }
 
-    /// Raises the interrupts that the driver wants, both together, or holds them back for a while;
-    /// then until when. Without an inlet, that of the transmit queue alone.
+    /// Raises the interrupts that the driver wants, or holds them back for a while; then until when.
+    /// Without an inlet, that of the transmit queue alone.
     fn interrupt(
         &mut self,
         inlet: Option<&mut InletState>,
         counters: &PairCounters,
     ) -> Option<Instant> {
-        let mut rx = inlet.and_then(|inlet| inlet.rx.as_mut());
-        let rings = [
-            rx.as_ref().map(|rx| &rx.ring),
-            self.tx.as_ref().map(|tx| &tx.ring),
-        ];
-        let mut rings = rings.iter().flatten();
+        let rx = inlet.and_then(|inlet| {
+            let rx = inlet.rx.as_mut()?;
+            Some((&mut rx.ring, &rx.interrupt, &mut inlet.asked, &counters.rx))
+        });
+        let tx = self
+            .tx
+            .as_mut()
+            .map(|tx| (&mut tx.ring, &tx.interrupt, &mut self.asked, &counters.tx));
+        let mut queues = [rx, tx];
+        let mut rings = queues.iter().flatten().map(|(ring, ..)| ring);
         if rings.clone().all(|ring| ring.undecided() == 0) {
             return None;
         }
@@ -331,20 +338,25 @@ impl PairState {
         let octets = counters.octets();
         // A driver must get buffers back before it runs out of them.
         let scarce = rings.any(|ring| ring.undecided() > ring.size() / 4);
-        if !scarce && let Some(then) = self.moderation.hold(now, octets) {
-            return Some(then);
-        }
+        let gap = self.moderation.hold(now, octets);
+        let mut until: Option<Instant> = None;
         let mut raised = false;
-        if let Some(rx) = &mut rx {
-            raised |= rx.interrupt.raise_if_wanted(&mut rx.ring, &counters.rx);
-        }
-        if let Some(tx) = &mut self.tx {
-            raised |= tx.interrupt.raise_if_wanted(&mut tx.ring, &counters.tx);
+        for (ring, interrupt, asked, counters) in queues.iter_mut().flatten() {
+            if ring.undecided() == 0 {
+                continue;
+            }
+            let packets = counters.packets.get();
+            if let Some(then) = asked.hold(now, packets, gap).filter(|_| !scarce) {
+                until = Some(until.map_or(then, |until| until.min(then)));
+                continue;
+            }
+            asked.decided(packets);
+            raised |= interrupt.raise_if_wanted(ring, counters);
         }
         if raised {
             self.moderation.raised(now, octets);
         }
-        None
+        until
     }
 
     /// Throws away what comes in while the cable is out; whether there is more.

@@ -16,6 +16,14 @@ use super::filter::{Filter, Modes};
 use super::offload::Offloads;
 use super::{MacAddress, NicConfig};
 
+mod coalescing;
+
+pub use coalescing::Coalescing;
+use coalescing::{
+    VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
+    VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET, VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET,
+};
+
 /// The command was carried out.
 pub const VIRTIO_NET_OK: u8 = 0;
 /// The command was refused.
@@ -57,15 +65,25 @@ pub enum Change {
     QueuePairs(u16),
     /// What the driver may be handed unfinished.
     GuestOffloads(Offloads),
+    /// How long interrupts of some queues may wait.
+    Coalescing,
     /// The driver has announced itself.
     Announced,
 }
 
+/// What there is to know of the queues, of those who have them.
+pub trait Queues {
+    /// Whether the receive or transmit queue with this virtqueue index is enabled (5.1.2).
+    fn is_enabled(&self, index: usize) -> bool;
+}
+
 /// How a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// For the driver: [`VIRTIO_NET_OK`] or [`VIRTIO_NET_ERR`].
     pub ack: u8,
+    /// For the driver, behind `ack`: `command-specific-result`. Empty for most commands.
+    pub result: Vec<u8>,
     /// For the device. Only a command that was carried out changes something.
     pub change: Option<Change>,
 }
@@ -86,6 +104,8 @@ pub struct DriverState {
     mac_write: MacWrite,
     queue_pairs: u16,
     guest_offloads: Offloads,
+    /// By virtqueue index.
+    coalescing: Vec<Coalescing>,
     announce: bool,
 }
 
@@ -102,13 +122,14 @@ impl DriverState {
             mac_write: MacWrite::over(config.mac),
             queue_pairs: 1,
             guest_offloads: Offloads::NONE,
+            coalescing: vec![Coalescing::NONE; 2 * usize::from(config.queue_pairs)],
             announce: false,
         }
     }
 
     /// A driver has accepted these features: everything is as after a device reset, with one queue
-    /// pair (5.1.6.5.6.2), the permanent MAC address, empty tables (5.1.6.5.2.1) and all offloads
-    /// that were negotiated (5.1.6.5.8.1).
+    /// pair (5.1.6.5.6.2), the permanent MAC address, empty tables (5.1.6.5.2.1), all offloads
+    /// that were negotiated (5.1.6.5.8.1) and no wishes for interrupts (5.1.6.5.9).
     pub fn reset(&mut self, acked: Features) {
         let features = acked.effective();
         *self = DriverState {
@@ -120,6 +141,7 @@ impl DriverState {
             mac_write: MacWrite::over(self.permanent_mac),
             queue_pairs: 1,
             guest_offloads: features.receive_offloads(),
+            coalescing: vec![Coalescing::NONE; self.coalescing.len()],
             announce: false,
         };
     }
@@ -172,25 +194,41 @@ impl DriverState {
         (mac != self.mac).then(|| self.set_mac(mac))
     }
 
-    /// Carries out one command: class, command and command-specific-data, without the ack.
-    pub fn handle(&mut self, command: &[u8]) -> Outcome {
-        match self.dispatch(command) {
-            Ok(change) => Outcome {
+    /// Carries out one command: class, command and command-specific-data, without what the device
+    /// writes.
+    pub fn handle(&mut self, command: &[u8], queues: &dyn Queues) -> Outcome {
+        match self.dispatch(command, queues) {
+            Ok((change, result)) => Outcome {
                 ack: VIRTIO_NET_OK,
+                result,
                 change,
             },
             Err(Refused) => Outcome {
                 ack: VIRTIO_NET_ERR,
+                result: Vec::new(),
                 change: None,
             },
         }
     }
 
-    fn dispatch(&mut self, command: &[u8]) -> Handled {
+    fn dispatch(
+        &mut self,
+        command: &[u8],
+        queues: &dyn Queues,
+    ) -> Result<(Option<Change>, Vec<u8>), Refused> {
         let [class, command, data @ ..] = command else {
             return Err(Refused);
         };
-        match (*class, *command) {
+        // The few that ask for something.
+        if let (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET) = (*class, *command) {
+            return Ok((None, self.get_queue_coalescing(data, queues)?));
+        }
+        let change = self.change(*class, *command, data, queues)?;
+        Ok((change, Vec::new()))
+    }
+
+    fn change(&mut self, class: u8, command: u8, data: &[u8], queues: &dyn Queues) -> Handled {
+        match (class, command) {
             (VIRTIO_NET_CTRL_RX, mode) => self.set_mode(mode, data),
             (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => self.set_tables(data),
             (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => self.set_address(data),
@@ -200,6 +238,15 @@ impl DriverState {
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => self.set_queue_pairs(data),
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
                 self.set_guest_offloads(data)
+            }
+            (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET) => {
+                self.set_coalescing(1, data)
+            }
+            (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET) => {
+                self.set_coalescing(0, data)
+            }
+            (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET) => {
+                self.set_queue_coalescing(data, queues)
             }
             _ => Err(Refused),
         }

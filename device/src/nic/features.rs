@@ -211,6 +211,8 @@ const ALWAYS: u64 = bits([
     VIRTIO_NET_F_CTRL_MAC_ADDR,
     VIRTIO_NET_F_GUEST_ANNOUNCE,
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+    VIRTIO_NET_F_NOTF_COAL,
+    VIRTIO_NET_F_VQ_NOTF_COAL,
 ]);
 
 /// A set of feature bits.
@@ -399,6 +401,8 @@ mod tests {
             VIRTIO_NET_F_CTRL_MAC_ADDR,
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
             VIRTIO_NET_F_GUEST_ANNOUNCE,
+            VIRTIO_NET_F_NOTF_COAL,
+            VIRTIO_NET_F_VQ_NOTF_COAL,
         ] {
             assert!(!without.has(bit), "{bit}");
         }

@@ -5,7 +5,7 @@ use crate::datapath::RingSetup;
 use crate::nic::control::{VIRTIO_NET_ERR, VIRTIO_NET_OK};
 use crate::nic::features::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ,
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MQ, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use crate::nic::offload::Offloads;
 use crate::ring::driver::{Desc, NEXT, WRITE};
@@ -106,6 +106,33 @@ fn offloads_reach_the_uplink() {
     let told = rig.told.negotiated.lock().len();
     assert_eq!(command(&rig, &mut control, &set(1 << 63), &[2]), [1]);
     assert_eq!(rig.told.negotiated.lock().len(), told);
+}
+
+#[test]
+fn a_result_follows_the_answer_as_far_as_there_is_room() {
+    for make in make().with(&[VIRTIO_NET_F_VQ_NOTF_COAL]).both_kinds() {
+        let (rig, mut control, _) = rig(make);
+        let mut set = vec![6, 2, 1, 0, 0, 0];
+        let wanted = [1, 2, 3, 4, 5, 6, 7, 8];
+        set.extend(wanted);
+        assert_eq!(command(&rig, &mut control, &set, &[]), [VIRTIO_NET_OK]);
+        let mut ask = |command: &[u8], room| {
+            control.question(command, room);
+            rig.settle();
+            let [used] = control.on_interrupt().try_into().unwrap();
+            used.written
+        };
+        for room in [0, 3, 8, 100] {
+            let told = ask(&[6, 3, 1, 0, 0, 0], room);
+            assert_eq!(told, [&[VIRTIO_NET_OK], &wanted[..room.min(8)]].concat());
+        }
+        // Only of queues that are there.
+        for index in [2, 3, 255] {
+            assert_eq!(ask(&[6, 3, index, 0, 0, 0], 8), [VIRTIO_NET_ERR]);
+        }
+        rig.dataplane.stop_ring(1);
+        assert_eq!(ask(&[6, 3, 1, 0, 0, 0], 8), [VIRTIO_NET_ERR]);
+    }
 }
 
 #[test]

@@ -190,6 +190,11 @@ impl Guest {
         self.readable(command, cuts, Some(1))
     }
 
+    /// Sends a command with room for its answer and so much of a result.
+    pub fn question(&mut self, command: &[u8], room: usize) -> u16 {
+        self.readable(command, &[], Some(1 + room))
+    }
+
     /// Interrupts since the last look.
     pub fn interrupts(&self) -> u64 {
         take_count(&self.call)

@@ -5,6 +5,7 @@
 //! worker would not sleep, so that a lost wake-up is a test that fails and not one that hangs.
 
 pub(crate) mod cable;
+mod coalescing;
 mod control;
 pub(crate) mod guest;
 mod interrupts;

@@ -211,7 +211,7 @@ fn what_the_filter_does_not_want_and_the_uplink_lost_is_counted() {
     let make = Make::mergeable().with(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX]);
     let mut rig = make.rig();
     // VIRTIO_NET_CTRL_RX_PROMISC off.
-    assert_eq!(rig.dataplane.agreement.command(&[0, 0, 0]), 0);
+    assert_eq!(rig.dataplane.agreement.command(&[0, 0, 0]).ack, 0);
     rig.rx.offer_room(&[1526]);
     let mut strangers = packet(0, 100);
     strangers[12..18].copy_from_slice(&[2, 0, 0, 0, 0, 9]);

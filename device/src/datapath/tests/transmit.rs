@@ -157,7 +157,7 @@ fn an_uplink_is_asked_again_when_the_control_plane_has_changed_something() {
 fn a_loop_goes_on_although_nothing_of_it_is_wanted() {
     let make = Make::default().with(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX]);
     let mut rig = make.silent().rig();
-    assert_eq!(rig.dataplane.agreement.command(&[0, 0, 0]), 0);
+    assert_eq!(rig.dataplane.agreement.command(&[0, 0, 0]).ack, 0);
     rig.settle();
     rig.cable().set_looped(4);
     rig.rx.offer_room(&[1526]);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::nic::features::{
     VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use proptest::prelude::*;
 
@@ -31,15 +31,33 @@ fn without(refused: &[u32]) -> DriverState {
     state
 }
 
+/// Queues of which all but the last are enabled.
+#[derive(Debug)]
+struct AllButLast;
+
+impl Queues for AllButLast {
+    fn is_enabled(&self, index: usize) -> bool {
+        index < 7
+    }
+}
+
+impl DriverState {
+    fn obey(&mut self, command: &[u8]) -> Outcome {
+        self.handle(command, &AllButLast)
+    }
+}
+
 fn ok(change: Change) -> Outcome {
     Outcome {
         ack: VIRTIO_NET_OK,
+        result: Vec::new(),
         change: Some(change),
     }
 }
 
 const ERR: Outcome = Outcome {
     ack: VIRTIO_NET_ERR,
+    result: Vec::new(),
     change: None,
 };
 
@@ -70,6 +88,13 @@ fn good_commands() -> Vec<(Vec<u8>, u32)> {
             vec![5, 0, 2, 0, 0, 0, 0, 0, 0, 0],
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
         ),
+        (vec![6, 0, 1, 0, 0, 0, 9, 0, 0, 0], VIRTIO_NET_F_NOTF_COAL),
+        (vec![6, 1, 1, 0, 0, 0, 9, 0, 0, 0], VIRTIO_NET_F_NOTF_COAL),
+        (
+            vec![6, 2, 3, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0],
+            VIRTIO_NET_F_VQ_NOTF_COAL,
+        ),
+        (vec![6, 3, 3, 0, 0, 0], VIRTIO_NET_F_VQ_NOTF_COAL),
     ];
     for mode in 0..6 {
         let feature = if mode < 2 {
@@ -86,13 +111,13 @@ fn good_commands() -> Vec<(Vec<u8>, u32)> {
 fn each_command_takes_its_feature_and_the_control_queue() {
     for (command, feature) in good_commands() {
         assert_eq!(
-            without(&[]).handle(&command).ack,
+            without(&[]).obey(&command).ack,
             VIRTIO_NET_OK,
             "{command:?}"
         );
-        assert_eq!(without(&[feature]).handle(&command), ERR, "{command:?}");
+        assert_eq!(without(&[feature]).obey(&command), ERR, "{command:?}");
         assert_eq!(
-            without(&[VIRTIO_NET_F_CTRL_VQ]).handle(&command),
+            without(&[VIRTIO_NET_F_CTRL_VQ]).obey(&command),
             ERR,
             "{command:?}"
         );
@@ -103,10 +128,10 @@ fn each_command_takes_its_feature_and_the_control_queue() {
 fn a_command_of_the_wrong_length_is_refused() {
     for (command, _) in good_commands() {
         for len in 0..command.len() {
-            assert_eq!(without(&[]).handle(&command[..len]), ERR, "{command:?}");
+            assert_eq!(without(&[]).obey(&command[..len]), ERR, "{command:?}");
         }
         let long = [&command[..], &[0]].concat();
-        assert_eq!(without(&[]).handle(&long), ERR, "{command:?}");
+        assert_eq!(without(&[]).obey(&long), ERR, "{command:?}");
     }
 }
 
@@ -116,8 +141,8 @@ fn unknown_classes_and_commands_are_refused() {
     for class in 0..=255 {
         for command in 0..=255 {
             if !known.iter().any(|k| k.starts_with(&[class, command])) {
-                assert_eq!(without(&[]).handle(&[class, command, 1]), ERR);
-                assert_eq!(without(&[]).handle(&[class, command]), ERR);
+                assert_eq!(without(&[]).obey(&[class, command, 1]), ERR);
+                assert_eq!(without(&[]).obey(&[class, command]), ERR);
             }
         }
     }
@@ -127,44 +152,41 @@ fn unknown_classes_and_commands_are_refused() {
 fn receive_modes_go_on_and_off_and_take_nothing_else() {
     let mut state = without(&[]);
     assert!(wants(&state, OTHER));
-    assert_eq!(state.handle(&[0, 0, 0]), ok(Change::Filter));
+    assert_eq!(state.obey(&[0, 0, 0]), ok(Change::Filter));
     assert!(!wants(&state, OTHER));
     assert!(!wants(&state, GROUP));
-    assert_eq!(state.handle(&[0, 1, 1]), ok(Change::Filter));
+    assert_eq!(state.obey(&[0, 1, 1]), ok(Change::Filter));
     assert!(wants(&state, GROUP));
-    assert_eq!(state.handle(&[0, 2, 1]), ok(Change::Filter));
+    assert_eq!(state.obey(&[0, 2, 1]), ok(Change::Filter));
     assert!(wants(&state, OTHER));
-    assert_eq!(state.handle(&[0, 3, 1]), ok(Change::Filter));
+    assert_eq!(state.obey(&[0, 3, 1]), ok(Change::Filter));
     assert!(!wants(&state, GROUP));
-    assert_eq!(state.handle(&[0, 4, 1]), ok(Change::Filter));
+    assert_eq!(state.obey(&[0, 4, 1]), ok(Change::Filter));
     assert!(!wants(&state, OTHER));
     assert!(wants(&state, [0xff; 6]));
-    assert_eq!(state.handle(&[0, 5, 1]), ok(Change::Filter));
+    assert_eq!(state.obey(&[0, 5, 1]), ok(Change::Filter));
     assert!(!wants(&state, [0xff; 6]));
-    assert_eq!(state.handle(&[0, 0, 1]), ok(Change::Filter));
+    assert_eq!(state.obey(&[0, 0, 1]), ok(Change::Filter));
     assert!(wants(&state, [0xff; 6]));
-    assert_eq!(state.handle(&[0, 0, 2]), ERR);
+    assert_eq!(state.obey(&[0, 0, 2]), ERR);
 }
 
 #[test]
 fn mac_tables_are_set_and_their_counts_are_not_believed() {
     let mut state = without(&[]);
-    assert_eq!(state.handle(&[0, 0, 0]), ok(Change::Filter));
-    assert_eq!(
-        state.handle(&tables(&[OTHER], &[GROUP])),
-        ok(Change::Filter)
-    );
+    assert_eq!(state.obey(&[0, 0, 0]), ok(Change::Filter));
+    assert_eq!(state.obey(&tables(&[OTHER], &[GROUP])), ok(Change::Filter));
     assert!(wants(&state, OTHER) && wants(&state, GROUP));
     for count in [2u32, 3, 0x2aaa_aaab, 0x8000_0000, u32::MAX] {
         let mut lie = tables(&[OTHER], &[GROUP]);
         lie[2..6].copy_from_slice(&count.to_le_bytes());
-        assert_eq!(state.handle(&lie), ERR);
+        assert_eq!(state.obey(&lie), ERR);
         let mut lie = tables(&[OTHER], &[GROUP]);
         lie[12..16].copy_from_slice(&count.to_le_bytes());
-        assert_eq!(state.handle(&lie), ERR);
+        assert_eq!(state.obey(&lie), ERR);
     }
     assert!(wants(&state, OTHER) && wants(&state, GROUP), "unchanged");
-    assert_eq!(state.handle(&tables(&[], &[])), ok(Change::Filter));
+    assert_eq!(state.obey(&tables(&[], &[])), ok(Change::Filter));
     assert!(!wants(&state, OTHER) && !wants(&state, GROUP));
 }
 
@@ -172,14 +194,14 @@ fn mac_tables_are_set_and_their_counts_are_not_believed() {
 fn a_new_address_is_filtered_for_and_the_old_one_is_not() {
     let mut state = without(&[]);
     let old = config().mac;
-    assert_eq!(state.handle(&[0, 0, 0]), ok(Change::Filter));
+    assert_eq!(state.obey(&[0, 0, 0]), ok(Change::Filter));
     let mut command = vec![1, 1];
     command.extend(OTHER);
-    assert_eq!(state.handle(&command), ok(Change::Mac(MacAddress(OTHER))));
+    assert_eq!(state.obey(&command), ok(Change::Mac(MacAddress(OTHER))));
     assert_eq!(state.mac(), MacAddress(OTHER));
     assert!(wants(&state, OTHER) && !wants(&state, old.0));
     for bad in [GROUP, [0; 6], [0xff; 6]] {
-        assert_eq!(state.handle(&[&[1, 1], &bad[..]].concat()), ERR);
+        assert_eq!(state.obey(&[&[1, 1], &bad[..]].concat()), ERR);
     }
     state.reset(Features::offered(&config()));
     assert_eq!(state.mac(), old, "reset gives the permanent address back");
@@ -213,11 +235,11 @@ fn queue_pairs_are_one_to_the_most_there_are() {
     assert_eq!(state.queue_pairs(), 1);
     for pairs in [1u16, 4] {
         let [a, b] = pairs.to_le_bytes();
-        assert_eq!(state.handle(&[4, 0, a, b]), ok(Change::QueuePairs(pairs)));
+        assert_eq!(state.obey(&[4, 0, a, b]), ok(Change::QueuePairs(pairs)));
     }
     for pairs in [0u16, 5, 0x8000, 0xffff] {
         let [a, b] = pairs.to_le_bytes();
-        assert_eq!(state.handle(&[4, 0, a, b]), ERR);
+        assert_eq!(state.obey(&[4, 0, a, b]), ERR);
     }
     assert_eq!(state.queue_pairs(), 4);
     state.reset(Features::offered(&config()));
@@ -237,13 +259,13 @@ fn guest_offloads_are_a_subset_of_the_negotiated_ones() {
 
     let both = command(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4]);
     let wanted = Offloads::CSUM | Offloads::TSO4;
-    assert_eq!(state.handle(&both), ok(Change::GuestOffloads(wanted)));
-    assert_eq!(state.handle(&command(&[VIRTIO_NET_F_GUEST_USO6])), ERR);
-    assert_eq!(state.handle(&command(&[VIRTIO_NET_F_MAC])), ERR);
+    assert_eq!(state.obey(&both), ok(Change::GuestOffloads(wanted)));
+    assert_eq!(state.obey(&command(&[VIRTIO_NET_F_GUEST_USO6])), ERR);
+    assert_eq!(state.obey(&command(&[VIRTIO_NET_F_MAC])), ERR);
     assert_eq!(state.guest_offloads(), wanted, "unchanged");
     // Segmentation without checksums is no segmentation.
     assert_eq!(
-        state.handle(&command(&[VIRTIO_NET_F_GUEST_TSO4])),
+        state.obey(&command(&[VIRTIO_NET_F_GUEST_TSO4])),
         ok(Change::GuestOffloads(Offloads::NONE))
     );
 }
@@ -253,15 +275,65 @@ fn an_announcement_is_asked_for_once_and_acknowledged() {
     let mut state = without(&[]);
     let quiet = Outcome {
         ack: VIRTIO_NET_OK,
+        result: Vec::new(),
         change: None,
     };
-    assert_eq!(state.handle(&[3, 0]), quiet);
+    assert_eq!(state.obey(&[3, 0]), quiet);
     assert!(state.request_announce() && state.announce_pending());
-    assert_eq!(state.handle(&[3, 0]), ok(Change::Announced));
+    assert_eq!(state.obey(&[3, 0]), ok(Change::Announced));
     assert!(!state.announce_pending());
-    assert_eq!(state.handle(&[3, 0]), quiet);
+    assert_eq!(state.obey(&[3, 0]), quiet);
     let mut deaf = without(&[VIRTIO_NET_F_GUEST_ANNOUNCE]);
     assert!(!deaf.request_announce() && !deaf.announce_pending());
+}
+
+fn wish(max_packets: u32, max_usecs: u32) -> Coalescing {
+    Coalescing {
+        max_packets,
+        max_usecs,
+    }
+}
+
+/// The words of a command behind class and command: so many octets each, little-endian.
+fn coal(command: u8, words: &[&[u8]]) -> Vec<u8> {
+    [&[6, command], &words.concat()[..]].concat()
+}
+
+#[test]
+fn each_queue_has_the_last_wish_for_interrupts() {
+    let mut state = without(&[]);
+    let wishes = |state: &DriverState| (0..8).map(|i| state.coalescing(i)).collect::<Vec<_>>();
+    let all = |rx, tx| [rx, tx].repeat(4);
+    assert_eq!(wishes(&state), all(Coalescing::NONE, Coalescing::NONE));
+    let set = |packets: u32, usecs: u32| [packets.to_le_bytes(), usecs.to_le_bytes()].concat();
+    // 5.1.6.5.9 has this as its example.
+    let rx_set = coal(1, &[&set(32, 0x102)]);
+    assert_eq!(state.obey(&rx_set), ok(Change::Coalescing));
+    assert_eq!(wishes(&state), all(wish(32, 0x102), Coalescing::NONE));
+    // What is reserved is ignored.
+    let vq_set = |index: u8| coal(2, &[&[index, 0, 0xff, 0xff], &set(u32::MAX, 7)]);
+    for index in [0, 1] {
+        assert_eq!(state.obey(&vq_set(index)), ok(Change::Coalescing));
+    }
+    let mut expected = all(wish(32, 0x102), Coalescing::NONE);
+    expected[0] = wish(u32::MAX, 7);
+    expected[1] = wish(u32::MAX, 7);
+    assert_eq!(wishes(&state), expected);
+    let get = |state: &mut DriverState, index: u8| state.obey(&coal(3, &[&[index, 0, 0xff, 0]]));
+    let told = get(&mut state, 1);
+    assert_eq!(told.result, [0xff, 0xff, 0xff, 0xff, 7, 0, 0, 0]);
+    assert_eq!((told.ack, told.change), (VIRTIO_NET_OK, None));
+    let tx_set = coal(0, &[&set(1, 2)]);
+    assert_eq!(state.obey(&tx_set), ok(Change::Coalescing));
+    assert_eq!(get(&mut state, 1).result, set(1, 2));
+    assert_eq!(state.coalescing(0), wish(u32::MAX, 7));
+    // Not enabled, the control queue, and none at all.
+    for index in [7, 8, 9, 255] {
+        assert_eq!(state.obey(&vq_set(index)), ERR);
+        assert_eq!(get(&mut state, index), ERR);
+    }
+    state.reset(Features::offered(&config()));
+    assert_eq!(wishes(&state), all(Coalescing::NONE, Coalescing::NONE));
 }
 
 /// Commands that look right in their first octets, and some that do not.
@@ -288,7 +360,7 @@ proptest! {
         state.reset(Features(acked));
         for command in commands {
             let before = state.clone();
-            let outcome = state.handle(&command);
+            let outcome = state.obey(&command);
             prop_assert!(outcome.ack == VIRTIO_NET_OK || outcome == ERR);
             if outcome.ack == VIRTIO_NET_ERR {
                 prop_assert_eq!(format!("{:?}", &state), format!("{before:?}"));
