@@ -3,6 +3,7 @@
 
 mod basics;
 mod churn;
+mod coalescing;
 mod ethtool;
 mod filters;
 mod flow_hash;
@@ -173,6 +174,7 @@ pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
     let about_driver = [
         interface::TABLE,
         ethtool::TABLE,
+        coalescing::TABLE,
         churn::TABLE,
         trouble::TABLE,
         hostile::TABLE,
