@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Interrupts that wait as the driver has asked for (VIRTIO 1.3, 5.1.6.5.9).
 
+use std::time::Instant;
+
+use crate::datapath::Frame;
 use crate::datapath::wait_set::Sleep;
 use crate::nic::control::VIRTIO_NET_OK;
 use crate::nic::features::{
     Features, VIRTIO_F_EVENT_IDX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_NOTF_COAL,
 };
+use crate::nic::header::VirtioNetHdr;
+use crate::ring::pieces::Pieces;
 
 use super::guest::packet;
 use super::rig::{Make, Rig};
@@ -91,6 +96,43 @@ fn each_queue_counts_for_itself() {
     assert_eq!((rig.rx.interrupts(), rig.tx.interrupts()), (1, 0));
     send(&mut rig, 1);
     assert_eq!((rig.rx.interrupts(), rig.tx.interrupts()), (0, 1));
+}
+
+/// Without the pair's worker, as a switch does: when its interrupt is due.
+fn put(rig: &Rig) -> Option<Instant> {
+    let packet = packet(0, 100);
+    let (header, frame) = packet.split_at(12);
+    let (head, body) = frame.split_at(14);
+    let mut inlet = rig.dataplane.inlets()[0].open();
+    Pieces::with_bytes(body, |body| {
+        inlet.put(&Frame {
+            header: VirtioNetHdr::decode(header).unwrap(),
+            head,
+            body,
+            offset: 0,
+        });
+    });
+    inlet.close()
+}
+
+#[test]
+fn what_others_put_in_waits_just_so() {
+    for make in makes() {
+        let mut rig = make.rig();
+        for _ in 0..4 {
+            rig.rx.offer_room(&[1526]);
+        }
+        rig.settle();
+        ask(&rig, RX, 3, LONG);
+        assert!(put(&rig).is_some() && put(&rig).is_some());
+        assert_eq!(rig.rx.interrupts(), 0);
+        assert_eq!(put(&rig), None);
+        assert_eq!((rig.rx.interrupts(), rig.rx.used().len()), (1, 3));
+        assert!(put(&rig).is_some());
+        ask(&rig, RX, 1, LONG);
+        rig.settle();
+        assert_eq!((rig.rx.interrupts(), rig.rx.used().len()), (1, 1));
+    }
 }
 
 #[test]
