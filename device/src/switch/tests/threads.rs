@@ -116,7 +116,7 @@ fn rings_that_stop_and_start_under_traffic_lose_only_their_own() {
                     busy.rx.used();
                     busy.dataplane.start_ring(0, busy.rx.setup(at)).unwrap();
                     busy.offer(512);
-                    busy.nic.set_link(number % 8 != 0);
+                    busy.nic.set_link(rounds % 8 != 0);
                     busy.dataplane.link_changed();
                     while busy.tx.free() > 0 {
                         number += 1;
