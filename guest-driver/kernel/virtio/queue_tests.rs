@@ -592,11 +592,12 @@ mod cases {
     #[test]
     fn indices_wrap() -> Result {
         let platform = Platform::new()?;
-        for features in [Features::NONE, Features::EVENT_IDX, PACKED] {
+        // Indices of a split queue have 16 bits, and those of a packed one end with the queue.
+        for (features, rounds) in [(Features::EVENT_IDX, 66_000), (PACKED, 1_000)] {
             let mut queue = Virtqueue::new(platform.device(), 0, 4, features)?;
             let mut peer = Peer::default();
             let piece: [Segment; 3] = segments(1, 64);
-            for i in 0..70_000u32 {
+            for i in 0..rounds {
                 let count = 1 + i as usize % 3;
                 assert!(queue.add(&piece[..count], &[], i).is_ok());
                 queue.publish();
