@@ -62,9 +62,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// The driver of a command that boots one guest.
+    /// The driver of a command that boots one guest. A stranger's kernel has only its own.
     pub fn driver(&self) -> Driver {
-        self.driver.unwrap_or(Driver::DEFAULT)
+        let usual = match self.kernel {
+            None => Driver::DEFAULT,
+            Some(_) => Driver::C,
+        };
+        self.driver.unwrap_or(usual)
     }
 
     /// The kernel of a command that boots one guest.

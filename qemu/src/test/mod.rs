@@ -85,9 +85,14 @@ pub fn list(options: &Options) {
 
 /// The drivers that are tested, and the kernels that each is tested on.
 fn combinations(options: &Options) -> Vec<(Driver, Flavour)> {
-    let chosen = options.driver.as_ref().map(std::slice::from_ref);
+    let drivers = match (&options.driver, &options.kernel) {
+        (Some(driver), _) => std::slice::from_ref(driver),
+        (None, None) => Driver::ALL,
+        // A stranger's kernel has only its own.
+        (None, Some(_)) => &[Driver::C],
+    };
     let mut all = Vec::new();
-    for driver in chosen.unwrap_or(Driver::ALL) {
+    for driver in drivers {
         if !options.debug_kernel {
             all.push((*driver, Flavour::Base));
         }
