@@ -120,12 +120,20 @@ pub fn exec(args: &ToolArgs) -> Result<()> {
     if chdir(&cwd).is_err() {
         chdir("/").context("cannot change to /")?;
     }
-    let error = Command::new(program)
-        .args(arguments)
+    let mut command = Command::new(program);
+    command.args(arguments);
+    // What cargo and rustup tell the lab about itself says nothing true of what compilers there build.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO") || text.starts_with("RUST") {
+            command.env_remove(&name);
+        }
+    }
+    command
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C.UTF-8")
-        .env("TMPDIR", "/tmp")
-        .exec();
+        .env("TMPDIR", "/tmp");
+    let error = command.exec();
     Err(error).with_context(|| {
         format!(
             "cannot run {} from {}",
