@@ -29,6 +29,7 @@ struct Neighbour {
     name: &'static str,
     socket: PathBuf,
     address: String,
+    mac: String,
     machine: Machine,
 }
 
@@ -40,12 +41,13 @@ impl Neighbour {
             .run
             .dir
             .join(format!("{}.sock", bed.lab.unique(name)));
-        add_port(bed, name, &socket, &[])?;
+        let mac = format!("52:54:00:fe:00:{number:02x}");
+        add_port(bed, name, &socket, &["--mac", &mac])?;
         let nic = bed.backend()?.nic_at(&socket, attach, 1)?;
         let mut spec = Spec::new(format!("{}-{name}", bed.setup), nic);
         (spec.driver, spec.kernel) = (Some(bed.setup.driver), bed.setup.kernel);
         if attach == Attach::Netdev {
-            spec.nic_property(&format!("mac=52:54:00:fe:00:{number:02x}"));
+            spec.nic_property(&format!("mac={mac}"));
         }
         let machine = Machine::boot(bed.lab, &spec)?;
         let address = format!("10.77.0.{number}");
@@ -57,6 +59,7 @@ impl Neighbour {
             name,
             socket,
             address,
+            mac,
             machine,
         })
     }
@@ -182,15 +185,15 @@ fn stands_still(bed: &Bed, b: &Neighbour, c: &Neighbour, form: Form) -> Result<(
 /// A transfer from `a` to `c` while `a` also sends to `b`, which stands still.
 fn meanwhile(bed: &Bed, b: &Neighbour, c: &Neighbour, between: &Client, before: f64) -> Result<()> {
     let a = &bed.machine;
+    // More than its ring and the switch hold, and without asking where it is: it would not answer.
     let flood = a.guest.spawn(&format!(
-        "python3 -c 'import socket,time\n\
+        "ip neigh replace {0} lladdr {1} dev {INTERFACE} nud permanent && \
+         python3 -c 'import socket,time\n\
          s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n\
-         end=time.time()+{}\n\
-         while time.time()<end:\n\
-         \x20for i in range(10): s.sendto(bytes(1400),(\"{}\",9))\n\
+         for n in range(300):\n\
+         \x20for i in range(10): s.sendto(bytes(1400),(\"{0}\",9))\n\
          \x20time.sleep(0.005)'",
-        between.seconds + 2,
-        b.address
+        b.address, b.mac
     ))?;
     let during = between.run(&a.guest)?.gbps;
     ping(&c.machine, GUEST_IP)?;
