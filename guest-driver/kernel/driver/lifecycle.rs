@@ -266,7 +266,8 @@ impl<'a> Nic<'a> {
         }
     }
 
-    fn take_back(&self, mut driven: Driven<'a>) {
+    /// Takes back all that the device has. Polling must be off.
+    pub(super) fn take_back(&self, mut driven: Driven<'a>) {
         let reset = self.transport.reset();
         // Not before: a function without vectors interrupts on a line that others may share.
         driven.vectors = None;

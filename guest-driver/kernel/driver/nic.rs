@@ -181,15 +181,21 @@ impl<'a> Nic<'a> {
     /// Sets up the device and its net device, before that is registered.
     pub(super) fn start(&self, dev: &Setup<'_, Self>) -> Result {
         let mut control = self.control.lock();
-        let driven = self.drive(dev, &control.wishes)?;
+        let mut driven = self.drive(dev, &control.wishes)?;
         let fixed = driven.fixed;
         let netdev = features::netdev_features(driven.features);
         dev.set_features(netdev.on, netdev.changeable, netdev.vlan);
-        dev.set_mtu_range(
-            config::MIN_MTU,
-            driven.max_mtu(),
-            config::ETHERNET_MTU.min(driven.max_mtu()),
-        );
+        // A device that says what its MTU is wants that one, as Linux's own driver has it.
+        let mtu = if driven.features.contains(features::MTU) {
+            driven.max_mtu()
+        } else {
+            config::ETHERNET_MTU.min(driven.max_mtu())
+        };
+        dev.set_mtu_range(config::MIN_MTU, driven.max_mtu(), mtu);
+        if !driven.buffers_fit(mtu) {
+            self.take_back(driven);
+            driven = self.drive(dev, &control.wishes)?;
+        }
         dev.set_ethtool_ops();
         dev.set_headroom(super::header::LENGTH as u16);
         match fixed.address {
