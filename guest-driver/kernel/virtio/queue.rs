@@ -50,7 +50,7 @@ use kernel::{
 };
 
 #[cfg(CONFIG_KUNIT = "y")]
-#[path = "queue_tests.rs"]
+#[path = "queue_tests/mod.rs"]
 mod tests;
 
 /// The areas of a ring in one layout, in terms of chains. What a method does is said of the one of
