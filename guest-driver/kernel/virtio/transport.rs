@@ -130,7 +130,7 @@ impl<'bound> Transport<'bound> {
     pub(crate) fn new(pdev: &'bound pci::Device<Bound>) -> Result<Self> {
         fault::point()?;
         let found = capability::walk(&Function(pdev)).map_err(|missing| {
-            dev_err!(pdev, "no usable {}\n", missing.name());
+            dev_err!(pdev, "no usable {}: a legacy device?\n", missing.name());
             ENODEV
         })?;
         let mut bars = Bars::new(pdev);

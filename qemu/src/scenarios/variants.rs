@@ -11,7 +11,9 @@ use crate::backend::Uplink;
 use crate::cable::INTERFACE;
 use crate::driver::Driver;
 use crate::far_end::BytesServer;
-use crate::machine::nic::Attach;
+use crate::kernel_log::complaints;
+use crate::machine::nic::{Attach, Nic};
+use crate::machine::{Machine, Spec};
 use crate::net::HOST_IP;
 use crate::test::Form;
 use crate::test::bed::Bed;
@@ -71,6 +73,7 @@ const FEWER_FEATURES: &[Setup] = &[
 pub const TABLE: &[Scenario] = &[
     Scenario::new("contents_and_speed", LEGACY, contents_and_speed).only(&[Driver::C]),
     Scenario::new("contents_and_speed", FEWER_FEATURES, contents_and_speed),
+    Scenario::new("legacy_is_refused", &[NETDEV], legacy_is_refused).only(&[Driver::Ferronic]),
     Scenario::new("mtu", &[NETDEV.mtu(9000), DEVICE.mtu(9000)], large_mtu),
     Scenario::new(
         "two_queues",
@@ -83,6 +86,34 @@ pub const TABLE: &[Scenario] = &[
         fewer_queues,
     ),
 ];
+
+/// A device that only knows the interface before VIRTIO 1.0 is left as it was, for another driver.
+fn legacy_is_refused(bed: &mut Bed, _: Form) -> Result<()> {
+    let mut spec = Spec::new(format!("{}-legacy", bed.setup), Nic::User);
+    (spec.driver, spec.kernel) = (None, bed.setup.kernel);
+    spec.nic_property("disable-modern=on");
+    spec.nic_property("disable-legacy=off");
+    let machine = Machine::boot(bed.lab, &spec)?;
+    let refused = machine.guest.sh(&format!(
+        "driver load ferronic && ! test -e /sys/class/net/{INTERFACE} && dmesg --raw"
+    ))?;
+    ensure!(
+        refused.contains("no usable common configuration structure: a legacy device?"),
+        "the driver says nothing of a legacy device:\n{refused}"
+    );
+    let driven = machine.guest.sh(&format!(
+        "driver unload ferronic && driver load c && ethtool -i {INTERFACE}"
+    ))?;
+    ensure!(
+        driven.contains("virtio_net"),
+        "Linux's own driver does not get the device: {driven}"
+    );
+    let log = machine.guest.sh("dmesg --raw")?;
+    let complaints = complaints(&log);
+    // The refusal itself is one, as it is an error of our driver's.
+    ensure!(complaints.len() == 1, "the kernel complains:\n{log}");
+    machine.quit()
+}
 
 pub fn contents_and_speed(bed: &mut Bed, form: Form) -> Result<()> {
     whole(bed, form)?;
