@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::accel::Choice;
 use crate::artefacts::kernel::Flavour;
 use crate::driver::Driver;
-use crate::lab::Needs;
+use crate::lab::{Needs, When};
 use crate::sandbox::tool::ToolArgs;
 use crate::{bench, demo, shell, test};
 
@@ -134,7 +134,11 @@ impl Command {
             Command::Test(args) => test::needs(args, options),
             Command::Bench(args) => bench::needs(args),
             _ => Needs {
-                debug_kernel: options.debug_kernel,
+                debug_kernel: if options.debug_kernel {
+                    When::Now
+                } else {
+                    When::Never
+                },
                 module: options.driver() == Driver::Ferronic,
             },
         }

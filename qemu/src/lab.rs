@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -26,14 +27,25 @@ pub struct Parts {
     cache: Cache,
     tools: ToolRoot,
     base: System,
-    debug: Option<System>,
+    module: bool,
+}
+
+/// When something is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Never.
+    Never,
+    /// At once.
+    Now,
+    /// After much else, beside which it can be made.
+    Later,
 }
 
 /// What is needed beside what every command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     /// The debug kernel.
-    pub debug_kernel: bool,
+    pub debug_kernel: When,
     /// Our driver.
     pub module: bool,
 }
@@ -41,7 +53,7 @@ pub struct Needs {
 impl Needs {
     /// All there is.
     pub const ALL: Needs = Needs {
-        debug_kernel: true,
+        debug_kernel: When::Now,
         module: true,
     };
 }
@@ -75,7 +87,8 @@ pub struct Lab {
     /// Where this run's files go.
     pub run: Run,
     flavour: Flavour,
-    debug: Option<System>,
+    debug: OnceLock<System>,
+    module: bool,
     qemu: Option<PathBuf>,
     names: AtomicU32,
 }
@@ -88,27 +101,34 @@ pub fn prepare(options: &Options, needs: Needs) -> Result<Parts> {
         (Some(image), Some(modules)) => Kernel::of_user(image, modules)?,
         _ => kernel::kernel(&cache, &tools, Flavour::Base)?,
     };
-    let system = |kernel: Kernel| -> Result<System> {
-        Ok(System {
-            image: guest::image(&cache, &tools, &kernel)?,
-            module: match needs.module {
-                true => Some(module::archive(&cache, &tools, &kernel)?),
-                false => None,
-            },
-            kernel,
-        })
-    };
-    let base = system(kernel)?;
-    let debug = match needs.debug_kernel {
-        true => Some(system(kernel::kernel(&cache, &tools, Flavour::Debug)?)?),
-        false => None,
-    };
+    let base = System::make(&cache, &tools, kernel, needs.module)?;
+    if needs.debug_kernel == When::Now {
+        System::debug(&cache, &tools, needs.module)?;
+    }
     Ok(Parts {
         cache,
         tools,
         base,
-        debug,
+        module: needs.module,
     })
+}
+
+impl System {
+    fn make(cache: &Cache, tools: &ToolRoot, kernel: Kernel, module: bool) -> Result<Self> {
+        Ok(System {
+            image: guest::image(cache, tools, &kernel)?,
+            module: match module {
+                true => Some(module::archive(cache, tools, &kernel)?),
+                false => None,
+            },
+            kernel,
+        })
+    }
+
+    fn debug(cache: &Cache, tools: &ToolRoot, module: bool) -> Result<Self> {
+        let kernel = kernel::kernel(cache, tools, Flavour::Debug)?;
+        Self::make(cache, tools, kernel, module)
+    }
 }
 
 /// Builds the NIC.
@@ -174,7 +194,7 @@ impl Parts {
             cache,
             tools,
             base,
-            debug,
+            module,
         } = self;
         let qemu = options.qemu.clone();
         let ferronic = beside_lab("ferronic")?;
@@ -183,7 +203,8 @@ impl Parts {
             cache,
             tools,
             base,
-            debug,
+            debug: OnceLock::new(),
+            module,
             driver: options.driver(),
             flavour: options.flavour(),
             ferronic,
@@ -205,15 +226,16 @@ impl Lab {
         spec
     }
 
-    /// A kernel and its disks. A command that has not said that it needs them does not have them.
+    /// A kernel and its disks. The debug kernel is waited for, or made, when it is first asked for.
     pub fn system(&self, flavour: Flavour) -> Result<&System> {
-        match flavour {
-            Flavour::Base => Ok(&self.base),
-            Flavour::Debug => self
-                .debug
-                .as_ref()
-                .context("this command has not asked for the debug kernel"),
+        if flavour == Flavour::Base {
+            return Ok(&self.base);
         }
+        if let Some(system) = self.debug.get() {
+            return Ok(system);
+        }
+        let system = System::debug(&self.cache, &self.tools, self.module)?;
+        Ok(self.debug.get_or_init(|| system))
     }
 
     /// A name that nothing else in this run has.

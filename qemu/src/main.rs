@@ -23,6 +23,7 @@ mod kernel_log;
 mod ktap;
 mod lab;
 mod machine;
+mod meanwhile;
 mod net;
 mod progress;
 mod sandbox;
@@ -39,7 +40,8 @@ use clap::Parser;
 
 use cache::Cache;
 use cli::{Cli, Command};
-use lab::{Lab, Needs};
+use lab::{Lab, Needs, When};
+use meanwhile::Meanwhile;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
@@ -73,13 +75,18 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 
 /// The outer process: makes what is missing, then calls itself in new namespaces.
 fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
-    let parts = lab::prepare(&cli.options, command.needs(&cli.options))?;
+    let needs = command.needs(&cli.options);
+    let parts = lab::prepare(&cli.options, needs)?;
     if command.needs_ferronic() {
         lab::build_ferronic()?;
     }
     let logs = parts.cache().new_log_dir(command.name())?;
     if let Command::Test(args) = command {
         let counts = test::on_host(args, &cli.options, &parts)?;
+        let _meanwhile = match needs.debug_kernel {
+            When::Later => Some(Meanwhile::prepare(&logs)?),
+            When::Now | When::Never => None,
+        };
         let status = sandbox::net::run_inside(&logs)?;
         return Ok(if test::conclude(counts, &logs, status) {
             ExitCode::SUCCESS

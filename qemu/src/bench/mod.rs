@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::lab::{Lab, Needs};
+use crate::lab::{Lab, Needs, When};
 use case::Case;
 use host::Weather;
 
@@ -60,7 +60,7 @@ impl Name {
 /// What has to be made for a bench.
 pub fn needs(args: &Args) -> Needs {
     Needs {
-        debug_kernel: false,
+        debug_kernel: When::Never,
         module: args.name != Some(Name::Iperf),
     }
 }

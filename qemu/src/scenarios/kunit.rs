@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 
-use super::{NETDEV_TAP, Scenario};
+use super::{DEVICE_TAP, Scenario};
 use crate::artefacts::kernel::Flavour;
 use crate::driver::Driver;
 use crate::ktap::outcomes;
 use crate::test::Form;
 use crate::test::bed::Bed;
 
-pub const TABLE: &[Scenario] = &[Scenario::new("kunit", &[NETDEV_TAP], kunit)
+pub const TABLE: &[Scenario] = &[Scenario::new("kunit", &[DEVICE_TAP], kunit)
     .only(&[Driver::Ferronic])
     .on(&[Flavour::Debug])];
 

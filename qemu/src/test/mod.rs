@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::artefacts::kernel::Flavour;
 use crate::cli::Options;
 use crate::driver::Driver;
-use crate::lab::{Lab, Needs, Parts};
+use crate::lab::{Lab, Needs, Parts, When};
+use crate::machine::nic::Attach;
 use crate::scenarios::{self, Case, Runs};
 use crate::test::runner::Runner;
 use crate::test::setup::Port;
@@ -126,16 +127,23 @@ fn is_worth_it(case: &Case, args: &Args, options: &Options) -> bool {
     if case.setup.kernel == Flavour::Base || args.full || options.debug_kernel {
         return true;
     }
-    // The debug kernel takes a quarter of an hour to build, and is slow: only for who asks for our
-    // driver. Its checks find on the usual beds most of what there is to find.
-    options.driver.is_some() && case.setup.is_usual()
+    // The debug kernel is slow, and takes a quarter of an hour to build. Its checks find on the usual
+    // beds most of what there is to find, and on one of them most of that.
+    let whole = args.filter.is_none() || case.scenario.kernels == [Flavour::Debug];
+    let device = case.setup.port == Port::Ours(Attach::Device);
+    case.setup.is_usual() && (options.driver.is_some() || (whole && device))
 }
 
 /// What has to be made for them.
 pub fn needs(args: &Args, options: &Options) -> Needs {
     let cases = selected(args, options);
+    let debug = |case: &Case| case.setup.kernel == Flavour::Debug;
     Needs {
-        debug_kernel: cases.iter().any(|case| case.setup.kernel == Flavour::Debug),
+        debug_kernel: match cases.iter().position(debug) {
+            None => When::Never,
+            Some(0) => When::Now,
+            Some(_) => When::Later,
+        },
         module: cases
             .iter()
             .any(|case| case.setup.driver == Driver::Ferronic),
@@ -191,4 +199,49 @@ pub fn conclude(mut counts: Counts, logs: &Path, inner: ExitStatus) -> bool {
     }
     println!("{} passed, {} failed", counts.passed, counts.failed);
     counts.failed == 0 && counts.passed > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    /// The names of the cases that a command line selects, and when they need the debug kernel.
+    fn select(line: &str) -> (Vec<String>, When) {
+        let cli = Cli::parse_from(["lab", "test"].into_iter().chain(line.split_whitespace()));
+        let Command::Test(args) = &cli.command else {
+            panic!("not a test");
+        };
+        let cases = selected(args, &cli.options);
+        let names = cases.iter().map(Case::name).collect();
+        (names, needs(args, &cli.options).debug_kernel)
+    }
+
+    #[test]
+    fn the_debug_kernel_is_needed_after_all_else() {
+        let (names, when) = select("");
+        let first = names.iter().position(|name| name.contains("-debug::"));
+        assert!(first.is_some_and(|first| first > names.len() / 2));
+        let other = |name: &String| !name.starts_with("device-tap-ferronic-debug::");
+        assert!(!names.iter().skip(first.unwrap_or(0)).any(other));
+        assert_eq!(when, When::Later);
+    }
+
+    #[test]
+    fn a_filter_does_not_wait_for_the_debug_kernel_unless_it_must() {
+        let (names, when) = select("ping");
+        assert!(!names.is_empty() && !names.iter().any(|name| name.contains("-debug::")));
+        assert_eq!(when, When::Never);
+        assert_eq!(
+            select("kunit"),
+            (
+                vec!["device-tap-ferronic-debug::kunit".to_owned()],
+                When::Now
+            )
+        );
+        assert_eq!(select("--driver ferronic ping").1, When::Later);
+        assert_eq!(select("--driver c").1, When::Never);
+    }
 }
