@@ -91,7 +91,7 @@ fn probe_without_memory(bed: &mut Bed, form: Form) -> Result<()> {
 
 /// The same with each allocation of bringing the interface up.
 fn open_without_memory(bed: &mut Bed, form: Form) -> Result<()> {
-    fail_each(bed, &format!("up {INTERFACE}"), form.pick(13, 1))?;
+    fail_each(bed, &format!("up {INTERFACE}"), form.pick(7, 1))?;
     bed.lay_cable()?;
     whole(bed, Form::Short)
 }
@@ -105,8 +105,9 @@ fn fail_each(bed: &Bed, what: &str, step: u32) -> Result<()> {
     let (Some(Ok(tried)), Some(Ok(failed))) = (numbers.next(), numbers.next()) else {
         bail!("fail-nth printed: {said}");
     };
+    // Only some of those of bringing the interface up cannot be done without.
     ensure!(
-        tried > 0 && failed > 0,
+        tried > 0 && (failed > 0 || step > 1),
         "of {tried} allocations that failed, {failed} made the whole fail"
     );
     println!("{what}: {tried} allocations failed, {failed} times the whole did");
