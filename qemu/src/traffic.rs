@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cable::INTERFACE;
@@ -80,6 +80,18 @@ pub struct Transfer {
     pub retransmits: u64,
     /// Datagrams that were lost, in percent; 0 for TCP.
     pub lost_percent: f64,
+}
+
+/// Less than this, in Gb/s, is TCP that is stuck, sending the same few segments again. More says
+/// nothing on how fast the NIC is, which is for benchmarks: hosts are busy, and kernels check a lot.
+const STUCK: f64 = 0.001;
+
+impl Transfer {
+    /// Fails if next to nothing got through.
+    pub fn ensure_flowed(&self) -> Result<()> {
+        ensure!(self.gbps > STUCK, "only {:.6} Gb/s", self.gbps);
+        Ok(())
+    }
 }
 
 /// An iperf3 client in the guest.
