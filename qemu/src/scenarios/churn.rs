@@ -37,15 +37,16 @@ const RESUME: Duration = Duration::from_secs(10);
 const ENOUGH: u64 = 1_000_000;
 
 /// iperf3 both ways, which goes on until it is killed.
-fn start<'a>(bed: &'a Bed<'_>) -> Result<Running<'a>> {
+pub fn start<'a>(bed: &'a Bed<'_>) -> Result<Running<'a>> {
     let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600).with("--bidir");
     bed.guest().spawn(&client.command())
 }
 
 /// It moves, both ways.
-fn flows(bed: &Bed) -> Result<()> {
-    wait_flow(bed.guest(), Direction::GuestToHost, ENOUGH, RESUME)?;
-    wait_flow(bed.guest(), Direction::HostToGuest, ENOUGH, RESUME)
+pub fn flows(bed: &Bed) -> Result<()> {
+    let limit = bed.patience(RESUME);
+    wait_flow(bed.guest(), Direction::GuestToHost, ENOUGH, limit)?;
+    wait_flow(bed.guest(), Direction::HostToGuest, ENOUGH, limit)
 }
 
 /// Rounds in which the interface goes and comes back: each has traffic of its own.

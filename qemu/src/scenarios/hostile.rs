@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::churn::{flows, start};
 use super::interface::whole;
 use super::{DEVICE_TAP, EVERY, NETDEV_TAP, QEMU_TAP, Scenario};
 use crate::artefacts::kernel::Flavour;
 use crate::cable::INTERFACE;
 use crate::driver::Driver;
-use crate::guest::Running;
 use crate::machine::memory::GuestMemory;
 use crate::net::HOST_IP;
 use crate::test::Form;
 use crate::test::bed::Bed;
 use crate::test::setup::Setup;
-use crate::traffic::{Client, Direction, wait_flow};
+use crate::traffic::{Direction, wait_flow};
 
 /// The device attachment takes packed rings by itself, QEMU's own NIC when told to.
 const LIARS: &[Setup] = &[
@@ -197,17 +197,6 @@ impl Ring {
     }
 }
 
-/// iperf3 both ways, which goes on until it is killed.
-fn start<'a>(bed: &'a Bed<'_>) -> Result<Running<'a>> {
-    let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600).with("--bidir");
-    bed.guest().spawn(&client.command())
-}
-
-fn flows(bed: &Bed) -> Result<()> {
-    wait_flow(bed.guest(), Direction::GuestToHost, 1_000_000, RESUME)?;
-    wait_flow(bed.guest(), Direction::HostToGuest, 1_000_000, RESUME)
-}
-
 /// How often the driver has said this since the scenario's begin.
 fn said(bed: &Bed, text: &str) -> Result<u64> {
     let count = bed.guest().sh(&format!(
@@ -307,7 +296,7 @@ fn always_lies(bed: &mut Bed, _: Form) -> Result<()> {
          grep -c ': resetting' /run/said; ethtool -S {INTERFACE} | sed -n 's/^ *rx0_broken: *//p'; {}",
         dump()
     );
-    let deadline = Instant::now() + GIVING_UP;
+    let deadline = Instant::now() + bed.patience(GIVING_UP);
     loop {
         ensure!(
             Instant::now() < deadline,
@@ -341,13 +330,18 @@ fn disappears(bed: &mut Bed, _: Form) -> Result<()> {
         "exec python3 -c 'import socket\nall = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(16)]\n\
          while True:\n    for one in all:\n        try: one.sendto(bytes(1400), socket.MSG_DONTWAIT, (\"{HOST_IP}\", 9))\n        except OSError: pass'"
     ))?;
-    wait_flow(bed.guest(), Direction::GuestToHost, 1_000_000, RESUME)?;
+    wait_flow(
+        bed.guest(),
+        Direction::GuestToHost,
+        1_000_000,
+        bed.patience(RESUME),
+    )?;
     // The command register: no memory, no bus master.
     bed.guest().sh(&format!(
         "device=$(ethtool -i {INTERFACE} | sed -n 's/^bus-info: //p'); \
          printf '\\0\\0' | dd of=/sys/bus/pci/devices/$device/config bs=1 seek=4 conv=notrunc status=none"
     ))?;
-    let deadline = Instant::now() + GIVING_UP;
+    let deadline = Instant::now() + bed.patience(GIVING_UP);
     while said(bed, GIVEN_UP)? == 0 {
         ensure!(
             Instant::now() < deadline,
