@@ -6,7 +6,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::nic::Nic;
-use crate::nic::control::{Change, DriverState, Outcome, Queues};
+use crate::nic::control::{Change, DriverState, Outcome, Queues, VIRTIO_NET_OK};
+use crate::nic::counters::{ControlCounters, PairCounters};
 use crate::nic::features::{self, Features};
 use crate::uplink::{Negotiated, Uplink};
 
@@ -44,7 +45,13 @@ impl Agreement {
     /// Carries out a command of the control queue (5.1.6.5).
     pub fn command(&self, command: &[u8]) -> Outcome {
         let mut driver = self.driver.lock();
+        // The lock of the driver's state makes us the only writer of these.
+        let counters = &self.nic.control_counters;
+        counters.commands.add(1);
         let outcome = driver.handle(command, self);
+        if outcome.ack == VIRTIO_NET_OK {
+            counters.carried_out.add(1);
+        }
         self.apply(&driver, outcome.change);
         outcome
     }
@@ -123,5 +130,13 @@ impl Queues for Agreement {
                 pair.lock().tx.is_some()
             }
         })
+    }
+
+    fn counters(&self, pair: usize) -> Option<&PairCounters> {
+        self.nic.counters.get(pair)
+    }
+
+    fn control_counters(&self) -> &ControlCounters {
+        &self.nic.control_counters
     }
 }

@@ -7,6 +7,7 @@
 //! native order we take to be that.
 
 use super::config_space::MacWrite;
+use super::counters::{ControlCounters, PairCounters};
 use super::features::{
     Features, GUEST_OFFLOADS, VIRTIO_F_VERSION_1, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
     VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA,
@@ -17,12 +18,14 @@ use super::offload::Offloads;
 use super::{MacAddress, NicConfig};
 
 mod coalescing;
+mod statistics;
 
 pub use coalescing::Coalescing;
 use coalescing::{
     VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
     VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET, VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET,
 };
+use statistics::{VIRTIO_NET_CTRL_STATS, VIRTIO_NET_CTRL_STATS_GET, VIRTIO_NET_CTRL_STATS_QUERY};
 
 /// The command was carried out.
 pub const VIRTIO_NET_OK: u8 = 0;
@@ -75,6 +78,12 @@ pub enum Change {
 pub trait Queues {
     /// Whether the receive or transmit queue with this virtqueue index is enabled (5.1.2).
     fn is_enabled(&self, index: usize) -> bool;
+
+    /// What a queue pair has counted.
+    fn counters(&self, pair: usize) -> Option<&PairCounters>;
+
+    /// What the control queue has counted, the command at hand included.
+    fn control_counters(&self) -> &ControlCounters;
 }
 
 /// How a command ended.
@@ -219,12 +228,21 @@ impl DriverState {
         let [class, command, data @ ..] = command else {
             return Err(Refused);
         };
-        // The few that ask for something.
-        if let (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET) = (*class, *command) {
-            return Ok((None, self.get_queue_coalescing(data, queues)?));
-        }
-        let change = self.change(*class, *command, data, queues)?;
-        Ok((change, Vec::new()))
+        let result = match (*class, *command) {
+            (VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET) => {
+                self.get_queue_coalescing(data, queues)?
+            }
+            (VIRTIO_NET_CTRL_STATS, VIRTIO_NET_CTRL_STATS_QUERY) => self.query_statistics(data)?,
+            (VIRTIO_NET_CTRL_STATS, VIRTIO_NET_CTRL_STATS_GET) => {
+                self.get_statistics(data, queues)?
+            }
+            // All others change something and have no result.
+            (class, command) => {
+                let change = self.change(class, command, data, queues)?;
+                return Ok((change, Vec::new()));
+            }
+        };
+        Ok((None, result))
     }
 
     fn change(&mut self, class: u8, command: u8, data: &[u8], queues: &dyn Queues) -> Handled {

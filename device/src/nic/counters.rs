@@ -145,6 +145,15 @@ pub struct PairCounters {
     pub tx: QueueCounters,
 }
 
+/// Counters of the control queue, where the frontend leaves that to us.
+#[derive(Debug, Default)]
+pub struct ControlCounters {
+    /// Commands received.
+    pub commands: Counter,
+    /// Commands carried out.
+    pub carried_out: Counter,
+}
+
 impl PairCounters {
     /// Octets of frames, of both directions; wraps.
     pub fn octets(&self) -> u64 {

@@ -161,6 +161,7 @@ const REQUIREMENTS: &[(u32, u64)] = &[
     ),
     (VIRTIO_NET_F_RSS, bits([VIRTIO_NET_F_CTRL_VQ])),
     (VIRTIO_NET_F_VQ_NOTF_COAL, bits([VIRTIO_NET_F_CTRL_VQ])),
+    (VIRTIO_NET_F_DEVICE_STATS, bits([VIRTIO_NET_F_CTRL_VQ])),
     (VIRTIO_NET_F_HASH_TUNNEL, bits([VIRTIO_NET_F_CTRL_VQ])),
     (
         VIRTIO_NET_F_HASH_TUNNEL,
@@ -213,6 +214,7 @@ const ALWAYS: u64 = bits([
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
     VIRTIO_NET_F_NOTF_COAL,
     VIRTIO_NET_F_VQ_NOTF_COAL,
+    VIRTIO_NET_F_DEVICE_STATS,
 ]);
 
 /// A set of feature bits.
@@ -403,6 +405,7 @@ mod tests {
             VIRTIO_NET_F_GUEST_ANNOUNCE,
             VIRTIO_NET_F_NOTF_COAL,
             VIRTIO_NET_F_VQ_NOTF_COAL,
+            VIRTIO_NET_F_DEVICE_STATS,
         ] {
             assert!(!without.has(bit), "{bit}");
         }

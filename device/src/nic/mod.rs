@@ -22,7 +22,7 @@ pub mod header;
 pub mod offload;
 pub mod segment;
 
-use counters::PairCounters;
+use counters::{ControlCounters, PairCounters};
 use events::{Event, EventBus};
 use offload::Offloads;
 
@@ -146,6 +146,8 @@ pub struct Nic {
     pub config: NicConfig,
     /// Counters, one for each queue pair.
     pub counters: Vec<PairCounters>,
+    /// Counters of the control queue.
+    pub control_counters: ControlCounters,
     link_up: AtomicBool,
     uplink_up: AtomicBool,
     frontend: Mutex<Option<FrontendInfo>>,
@@ -170,6 +172,7 @@ impl Nic {
         Nic {
             config,
             counters,
+            control_counters: ControlCounters::default(),
             link_up: AtomicBool::new(true),
             uplink_up: AtomicBool::new(true),
             frontend: Mutex::new(None),

@@ -18,6 +18,8 @@ use crate::traffic::{Client, Direction};
 
 /// Devices whose rings the C driver can resize: it wants VIRTIO_F_RING_RESET. Ours does not.
 const RING_RESET: &[Setup] = &[QEMU_TAP];
+/// Devices that tell the driver what they have counted.
+const COUNTING: &[Setup] = &[DEVICE_TAP];
 /// Devices that do not let interrupts wait on demand: QEMU's own do not, nor ours where the control
 /// queue is QEMU's.
 const UNMODERATED: &[Setup] = &[NETDEV_TAP, QEMU_TAP];
@@ -34,6 +36,7 @@ pub const TABLE: &[Scenario] = &[
     Scenario::new("ethtool_driver", EVERY, driver),
     Scenario::new("ethtool_link", EVERY, link),
     Scenario::new("ethtool_statistics", EVERY, statistics),
+    Scenario::new("ethtool_device_statistics", COUNTING, device_statistics),
     Scenario::new("ethtool_segmentation", EVERY, segmentation),
     Scenario::new("ethtool_receive_coalescing", TOLD, receive_coalescing),
     Scenario::new("ethtool_checksums", EVERY, checksums),
@@ -154,6 +157,65 @@ fn statistics(bed: &mut Bed, _: Form) -> Result<()> {
         before.2,
         after.2
     );
+    Ok(())
+}
+
+/// What the device tells of itself is what the driver has seen and what `ferronic stats` prints.
+fn device_statistics(bed: &mut Bed, _: Form) -> Result<()> {
+    let pings = 50;
+    let prefix = match bed.setup.driver {
+        Driver::C => "hw",
+        Driver::Ferronic => "dev",
+    };
+    let read = || -> Result<(String, Value)> {
+        let text = bed.guest().sh(&format!("ethtool -S {INTERFACE}"))?;
+        Ok((text, bed.backend()?.query(&["stats"])?))
+    };
+    let before = read()?;
+    bed.guest()
+        .sh(&format!("ping -q -c {pings} -i 0.01 -w 20 {HOST_IP}"))?;
+    let after = read()?;
+    // The C driver keeps those that it counts itself for others than ethtool.
+    let shared = [("notifications", "kicks"), ("interrupts", "interrupts")];
+    let ours = [("packets", "packets"), ("bytes", "bytes")];
+    let all = match bed.setup.driver {
+        Driver::C => shared.to_vec(),
+        Driver::Ferronic => [shared, ours].concat(),
+    };
+    for side in ["rx", "tx"] {
+        for (name, counter) in &all {
+            let name = format!("{side}0_{prefix}_{name}");
+            let told = |text: &str| {
+                number(text, &name).with_context(|| format!("ethtool -S tells no {name}:\n{text}"))
+            };
+            let counted = |stats: &Value| {
+                stats
+                    .pointer(&format!("/queues/0/{side}/{counter}"))
+                    .and_then(Value::as_u64)
+                    .with_context(|| format!("`ferronic stats` tells no {counter}: {stats}"))
+            };
+            // Read in the guest first, and a packet may come between.
+            let (told, least, most) = (told(&after.0)?, counted(&before.1)?, counted(&after.1)?);
+            ensure!(
+                (least..=most).contains(&told),
+                "{name} is {told}, and the NIC's {counter} went from {least} to {most}"
+            );
+        }
+    }
+    if bed.setup.driver == Driver::Ferronic {
+        for side in ["rx", "tx"] {
+            let grown = |name: &str| {
+                let count = |text| number(text, name).with_context(|| format!("no {name}"));
+                anyhow::Ok(count(&after.0)? - count(&before.0)?)
+            };
+            let driver = grown(&format!("{side}0_packets"))?;
+            let device = grown(&format!("{side}0_dev_packets"))?;
+            ensure!(
+                driver >= pings && device >= pings && driver.abs_diff(device) <= 5,
+                "{side}: for {pings} pings the driver has counted {driver} packets, the device {device}"
+            );
+        }
+    }
     Ok(())
 }
 

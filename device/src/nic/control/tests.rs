@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 use super::*;
+use crate::nic::counters::DropReason;
 use crate::nic::features::{
-    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_VQ_NOTF_COAL,
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_DEVICE_STATS, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_NOTF_COAL,
+    VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use proptest::prelude::*;
 
@@ -33,17 +35,58 @@ fn without(refused: &[u32]) -> DriverState {
 
 /// Queues of which all but the last are enabled.
 #[derive(Debug)]
-struct AllButLast;
+struct AllButLast {
+    counters: [PairCounters; 4],
+    control: ControlCounters,
+}
+
+impl AllButLast {
+    /// Ones, twos and so on up to eights, by virtqueue index.
+    fn new() -> Self {
+        let counters = [0, 2, 4, 6].map(|first| {
+            let pair = PairCounters::default();
+            for (n, queue) in (first + 1..).zip([&pair.rx, &pair.tx]) {
+                queue.kicks.add(n * 10);
+                queue.packets.add(n * 100);
+                queue.bytes.add(n * 1000);
+                queue.interrupts.add(n << 40);
+                queue.drops.add(DropReason::NoBuffers);
+                queue.drops.add(DropReason::LinkDown);
+                for reason in [
+                    DropReason::BadDescriptor,
+                    DropReason::BadHeader,
+                    DropReason::TooShort,
+                    DropReason::TooLong,
+                ] {
+                    queue.drops.add(reason);
+                }
+            }
+            pair
+        });
+        let control = ControlCounters::default();
+        control.commands.add(9);
+        control.carried_out.add(7);
+        AllButLast { counters, control }
+    }
+}
 
 impl Queues for AllButLast {
     fn is_enabled(&self, index: usize) -> bool {
         index < 7
     }
+
+    fn counters(&self, pair: usize) -> Option<&PairCounters> {
+        self.counters.get(pair)
+    }
+
+    fn control_counters(&self) -> &ControlCounters {
+        &self.control
+    }
 }
 
 impl DriverState {
     fn obey(&mut self, command: &[u8]) -> Outcome {
-        self.handle(command, &AllButLast)
+        self.handle(command, &AllButLast::new())
     }
 }
 
@@ -95,6 +138,8 @@ fn good_commands() -> Vec<(Vec<u8>, u32)> {
             VIRTIO_NET_F_VQ_NOTF_COAL,
         ),
         (vec![6, 3, 3, 0, 0, 0], VIRTIO_NET_F_VQ_NOTF_COAL),
+        (vec![8, 0], VIRTIO_NET_F_DEVICE_STATS),
+        (statistics(&[(0, 1)]), VIRTIO_NET_F_DEVICE_STATS),
     ];
     for mode in 0..6 {
         let feature = if mode < 2 {
@@ -287,6 +332,67 @@ fn an_announcement_is_asked_for_once_and_acknowledged() {
     assert!(!deaf.request_announce() && !deaf.announce_pending());
 }
 
+/// Asks queues for kinds of statistics.
+fn statistics(requests: &[(u16, u64)]) -> Vec<u8> {
+    let mut command = vec![8, 1];
+    for (index, kinds) in requests {
+        command.extend(index.to_le_bytes());
+        command.extend([0xee; 6]);
+        command.extend(kinds.to_le_bytes());
+    }
+    command
+}
+
+/// A record of statistics.
+fn record(kind: u8, index: u8, values: &[u64]) -> Vec<u8> {
+    let mut record = vec![kind, 0, index, 0, 0, 0, 8 + 8 * values.len() as u8, 0];
+    record.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    record
+}
+
+#[test]
+fn statistics_are_those_of_the_queue_that_is_asked() {
+    let mut state = without(&[]);
+    let can = state.obey(&[8, 0]);
+    assert_eq!((can.ack, can.change), (VIRTIO_NET_OK, None));
+    assert_eq!(can.result, (1u64 | 1 << 16 | 1 << 32).to_le_bytes());
+    let told = state.obey(&statistics(&[(8, 1 << 32), (0, 1), (7, 1 << 16), (2, 0)]));
+    assert_eq!(told.ack, VIRTIO_NET_OK);
+    let expected = [
+        // The command that asks is carried out, too.
+        record(32, 8, &[9, 8]),
+        record(0, 0, &[10, 100, 1000, 1 << 40, 6, 1]),
+        record(16, 7, &[80, 800, 8000, 8 << 40, 6, 4]),
+    ];
+    assert_eq!(told.result, expected.concat());
+}
+
+#[test]
+fn one_wrong_request_for_statistics_fails_them_all() {
+    let mut state = without(&[]);
+    let wrong = [
+        // Of another queue's kind, unknown, not counted, of no queue.
+        (0, 1 << 16),
+        (1, 1),
+        (0, 1 | 1 << 32),
+        (8, 1),
+        (0, 1 << 63 | 1),
+        (0, 1 << 1),
+        (9, 0),
+        (0xffff, 0),
+    ];
+    for request in wrong {
+        assert_eq!(state.obey(&statistics(&[request])), ERR, "{request:?}");
+        let command = statistics(&[(0, 1), request, (1, 1 << 16)]);
+        assert_eq!(state.obey(&command), ERR, "{request:?}");
+    }
+    // With one pair in all the control queue comes after that.
+    let mut state = without(&[VIRTIO_NET_F_MQ]);
+    let told = state.obey(&statistics(&[(2, 1 << 32)]));
+    assert_eq!(told.result, record(32, 2, &[9, 8]));
+    assert_eq!(state.obey(&statistics(&[(3, 1 << 16)])), ERR);
+}
+
 fn wish(max_packets: u32, max_usecs: u32) -> Coalescing {
     Coalescing {
         max_packets,
@@ -345,7 +451,7 @@ fn any_command() -> impl Strategy<Value = Vec<u8>> {
             .prop_flat_map(|_| (0usize..4, 0usize..4))
             .prop_map(|(u, m)| { tables(&vec![OTHER; u], &vec![GROUP; m])[2..].to_vec() }),
     ];
-    (0u8..7, 0u8..7, data)
+    (0u8..9, 0u8..7, data)
         .prop_map(|(class, command, data)| [&[class, command], &data[..]].concat())
 }
 
