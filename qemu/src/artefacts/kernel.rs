@@ -62,6 +62,14 @@ impl Flavour {
         }
     }
 
+    /// How many times as long as elsewhere things may take on it, the more so on a busy host.
+    pub fn patience(self) -> u32 {
+        match self {
+            Flavour::Base => 1,
+            Flavour::Debug => 4,
+        }
+    }
+
     /// The packages whose versions tell one build from another.
     fn compilers(self) -> Vec<&'static str> {
         match self {

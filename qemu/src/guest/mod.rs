@@ -27,6 +27,8 @@ const CHUNK: usize = 48 * 1024;
 #[derive(Debug)]
 pub struct Guest {
     agent: Mutex<Agent>,
+    /// How many times as long as elsewhere things may take in it.
+    patience: u32,
 }
 
 /// How a command ended.
@@ -49,9 +51,11 @@ pub struct Running<'a> {
 }
 
 impl Guest {
-    /// Connects to the agent; it need not have been started yet.
+    /// Connects to the agent; it need not have been started yet. Limits of time are `patience` times
+    /// what they are said to be.
     pub fn connect(
         socket: &std::path::Path,
+        patience: u32,
         deadline: Instant,
         alive: impl FnMut() -> bool,
     ) -> Result<Self> {
@@ -59,6 +63,7 @@ impl Guest {
             Agent::connect(socket, deadline, alive).context("the guest's agent does not answer")?;
         Ok(Guest {
             agent: Mutex::new(agent),
+            patience,
         })
     }
 
@@ -95,6 +100,7 @@ impl Guest {
 
     /// Runs a shell command and returns whatever comes of it. Past the limit it is killed, which is an error.
     pub fn try_sh(&self, script: &str, limit: Duration) -> Result<Output> {
+        let limit = self.patience * limit;
         let seconds = format!("{}", limit.as_secs_f64());
         let output = self
             .start(
@@ -102,7 +108,7 @@ impl Guest {
                 "/usr/bin/timeout",
                 &["-s", "KILL", &seconds, "/bin/sh", "-c", script],
             )?
-            .wait(limit + GRACE)?;
+            .wait_patiently(limit + GRACE)?;
         // That is how timeout(1) says that it had to kill; a command killed by others looks the same.
         if output.code == 137 {
             bail!(
@@ -201,6 +207,10 @@ impl Guest {
 impl Running<'_> {
     /// Waits for the command to end.
     pub fn wait(&self, limit: Duration) -> Result<Output> {
+        self.wait_patiently(self.guest.patience * limit)
+    }
+
+    fn wait_patiently(&self, limit: Duration) -> Result<Output> {
         let deadline = Instant::now() + limit;
         let mut pause = Duration::from_millis(2);
         loop {

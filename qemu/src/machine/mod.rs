@@ -139,7 +139,7 @@ impl Machine {
         let start = Instant::now();
         let mut process = command.spawn().context("cannot start QEMU")?;
         let deadline = start + limit;
-        let connected = connect(&mut process, &files, deadline);
+        let connected = connect(&mut process, &files, spec.kernel.patience(), deadline);
         let (qmp, guest) =
             connected.with_context(|| failure(&mut process, spec, &files, &command_line))?;
         Ok(Machine {
@@ -248,11 +248,16 @@ struct Files {
     disk: PathBuf,
 }
 
-fn connect(process: &mut Child, files: &Files, deadline: Instant) -> Result<(Qmp, Guest)> {
+fn connect(
+    process: &mut Child,
+    files: &Files,
+    patience: u32,
+    deadline: Instant,
+) -> Result<(Qmp, Guest)> {
     let mut alive = || matches!(process.try_wait(), Ok(None));
     let qmp = Qmp::connect(&files.qmp, deadline, &mut alive)
         .context("QEMU's control socket does not answer")?;
-    let guest = Guest::connect(&files.agent, deadline, alive)?;
+    let guest = Guest::connect(&files.agent, patience, deadline, alive)?;
     Ok((qmp, guest))
 }
 

@@ -44,9 +44,8 @@ pub fn start<'a>(bed: &'a Bed<'_>) -> Result<Running<'a>> {
 
 /// It moves, both ways.
 pub fn flows(bed: &Bed) -> Result<()> {
-    let limit = bed.patience(RESUME);
-    wait_flow(bed.guest(), Direction::GuestToHost, ENOUGH, limit)?;
-    wait_flow(bed.guest(), Direction::HostToGuest, ENOUGH, limit)
+    wait_flow(bed.guest(), Direction::GuestToHost, ENOUGH, RESUME)?;
+    wait_flow(bed.guest(), Direction::HostToGuest, ENOUGH, RESUME)
 }
 
 /// Rounds in which the interface goes and comes back: each has traffic of its own.

@@ -296,7 +296,7 @@ fn always_lies(bed: &mut Bed, _: Form) -> Result<()> {
          grep -c ': resetting' /run/said; ethtool -S {INTERFACE} | sed -n 's/^ *rx0_broken: *//p'; {}",
         dump()
     );
-    let deadline = Instant::now() + bed.patience(GIVING_UP);
+    let deadline = Instant::now() + GIVING_UP;
     loop {
         ensure!(
             Instant::now() < deadline,
@@ -330,18 +330,13 @@ fn disappears(bed: &mut Bed, _: Form) -> Result<()> {
         "exec python3 -c 'import socket\nall = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(16)]\n\
          while True:\n    for one in all:\n        try: one.sendto(bytes(1400), socket.MSG_DONTWAIT, (\"{HOST_IP}\", 9))\n        except OSError: pass'"
     ))?;
-    wait_flow(
-        bed.guest(),
-        Direction::GuestToHost,
-        1_000_000,
-        bed.patience(RESUME),
-    )?;
+    wait_flow(bed.guest(), Direction::GuestToHost, 1_000_000, RESUME)?;
     // The command register: no memory, no bus master.
     bed.guest().sh(&format!(
         "device=$(ethtool -i {INTERFACE} | sed -n 's/^bus-info: //p'); \
          printf '\\0\\0' | dd of=/sys/bus/pci/devices/$device/config bs=1 seek=4 conv=notrunc status=none"
     ))?;
-    let deadline = Instant::now() + bed.patience(GIVING_UP);
+    let deadline = Instant::now() + bed.setup.kernel.patience() * GIVING_UP;
     while said(bed, GIVEN_UP)? == 0 {
         ensure!(
             Instant::now() < deadline,

@@ -37,12 +37,7 @@ pub fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
                 up.ms
             );
             // More than what probes and neighbour discovery send.
-            traffic::wait_flow(
-                guest,
-                Direction::GuestToHost,
-                1_000_000,
-                bed.patience(RESUME),
-            )
+            traffic::wait_flow(guest, Direction::GuestToHost, 1_000_000, RESUME)
         };
         one().with_context(|| format!("round {round} of {rounds}"))
     });

@@ -82,7 +82,7 @@ fn pause(bed: &mut Bed, form: Form) -> Result<()> {
             bed.machine.qmp(|q| q.execute(&qmp::stop {}))?;
             std::thread::sleep(Duration::from_millis(200));
             bed.machine.qmp(|q| q.execute(&qmp::cont {}))?;
-            traffic::wait_flow(bed.guest(), direction, 10_000_000, bed.patience(RESUME))
+            traffic::wait_flow(bed.guest(), direction, 10_000_000, RESUME)
                 .with_context(|| format!("{direction:?}, round {round} of {rounds}"))
         });
         flow.kill()?;

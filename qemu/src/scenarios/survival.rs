@@ -37,7 +37,7 @@ pub fn kill_backend(bed: &mut Bed, form: Form) -> Result<()> {
             bed.backend()?.kill()?;
             std::thread::sleep(Duration::from_millis(300));
             bed.backend()?.start_again()?;
-            traffic::wait_flow(bed.guest(), direction, 10_000_000, bed.patience(RESUME))
+            traffic::wait_flow(bed.guest(), direction, 10_000_000, RESUME)
                 .with_context(|| format!("{direction:?}, round {round} of {rounds}"))
         });
         flow.kill()?;

@@ -124,14 +124,6 @@ impl<'a> Bed<'a> {
         }
     }
 
-    /// How long something may take: the debug kernel is slow, the more so on a busy host.
-    pub fn patience(&self, limit: Duration) -> Duration {
-        match self.setup.kernel {
-            Flavour::Base => limit,
-            Flavour::Debug => 4 * limit,
-        }
-    }
-
     /// Pulls the cable or puts it back.
     pub fn set_link(&self, up: bool) -> Result<()> {
         match &self.backend {
