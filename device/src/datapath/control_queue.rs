@@ -224,7 +224,7 @@ impl Active {
         }
         // A driver that has less room gets what fits.
         let written = self.answer.room().copy_from(0, &answer);
-        // No more than the few octets of an answer.
+        // An answer is shorter than 4 GiB, as a command of bounded length asks for it.
         u32::try_from(written).unwrap_or(u32::MAX)
     }
 }
