@@ -35,6 +35,33 @@ pub struct Cache {
     root: PathBuf,
 }
 
+/// A directory for the logs of one run. Others do not remove it while the run lasts.
+#[derive(Debug)]
+pub struct Logs {
+    path: PathBuf,
+    /// The directory itself, locked.
+    _lock: File,
+}
+
+impl Logs {
+    fn create(path: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let lock = Self::lock(&path).with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(Logs { path, _lock: lock })
+    }
+
+    fn lock(path: &Path) -> io::Result<File> {
+        let directory = File::open(path)?;
+        flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(directory)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// What an artefact is called and what goes into it.
 #[derive(Debug)]
 pub struct Key {
@@ -120,7 +147,7 @@ impl Cache {
     }
 
     /// A new directory for the logs of one run; old ones are removed.
-    pub fn new_log_dir(&self, verb: &str) -> Result<PathBuf> {
+    pub fn new_log_dir(&self, verb: &str) -> Result<Logs> {
         let logs = self.root.join(LOGS);
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
         let mut old: Vec<_> = fs::read_dir(&logs)?
@@ -128,15 +155,15 @@ impl Cache {
             .collect();
         old.sort();
         for dir in old.iter().rev().skip(KEEP_LOGS - 1) {
-            // Another lab may be removing it too.
-            let _ = fs::remove_dir_all(dir);
+            // Another lab may be writing to it, or be removing it too.
+            if Logs::lock(dir).is_ok() {
+                let _ = fs::remove_dir_all(dir);
+            }
         }
         let seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| d.as_secs());
-        let dir = logs.join(format!("{seconds}-{verb}-{}", std::process::id()));
-        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(dir)
+        Logs::create(logs.join(format!("{seconds}-{verb}-{}", std::process::id())))
     }
 
     /// Returns the artefact's directory, made by `build` in a `.part` directory if it is not there.
@@ -390,6 +417,20 @@ mod tests {
         make("new").unwrap();
         assert!(!old.exists());
         assert!(used.exists());
+    }
+
+    #[test]
+    fn logs_of_a_run_stay_while_it_lasts() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path());
+        let of_this_run = cache.new_log_dir("test").unwrap();
+        let logs = dir.path().join(LOGS);
+        // As if many others had come and gone since.
+        let others = (0..2 * KEEP_LOGS).map(|n| logs.join(format!("99999999999{n:02}-test-1")));
+        others.for_each(|path| fs::create_dir(path).unwrap());
+        cache.new_log_dir("bench").unwrap();
+        assert!(of_this_run.path().is_dir());
+        assert_eq!(fs::read_dir(&logs).unwrap().count(), KEEP_LOGS + 1);
     }
 
     #[test]

@@ -84,23 +84,23 @@ fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
     if let Command::Test(args) = command {
         let counts = test::on_host(args, &cli.options, &parts)?;
         let _meanwhile = match needs.debug_kernel {
-            When::Later => Some(Meanwhile::prepare(&logs)?),
+            When::Later => Some(Meanwhile::prepare(logs.path())?),
             When::Now | When::Never => None,
         };
-        let status = sandbox::net::run_inside(&logs)?;
-        return Ok(if test::conclude(counts, &logs, status) {
+        let status = sandbox::net::run_inside(logs.path())?;
+        return Ok(if test::conclude(counts, logs.path(), status) {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         });
     }
-    let status = sandbox::net::run_inside(&logs)?;
+    let status = sandbox::net::run_inside(logs.path())?;
     match status.code() {
         Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         None => bail!(
             "the lab died of signal {:?}; logs are in {}",
             status.signal(),
-            logs.display()
+            logs.path().display()
         ),
     }
 }
