@@ -128,10 +128,11 @@ fn is_worth_it(case: &Case, args: &Args, options: &Options) -> bool {
         return true;
     }
     // The debug kernel is slow, and takes a quarter of an hour to build. Its checks find on the usual
-    // beds most of what there is to find, and on one of them most of that.
+    // beds most of what there is to find, and on one of them, with what is about drivers, most of that.
     let whole = args.filter.is_none() || case.scenario.kernels == [Flavour::Debug];
     let device = case.setup.port == Port::Ours(Attach::Device);
-    case.setup.is_usual() && (options.driver.is_some() || (whole && device))
+    case.setup.is_usual()
+        && (options.driver.is_some() || (whole && device && case.scenario.about_driver))
 }
 
 /// What has to be made for them.
