@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ferronic::datapath::workers::Workers;
 use ferronic::datapath::{Dataplane, RingSetup};
 use ferronic::nic::features::{
     Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
@@ -234,7 +235,12 @@ impl Worker {
             ready: ready.clone(),
             packet,
         }));
-        let dataplane = Dataplane::start(Arc::new(Nic::new(config)), Box::new(uplink)).unwrap();
+        let dataplane = Dataplane::start(
+            Arc::new(Nic::new(config)),
+            Box::new(uplink),
+            &Workers::default(),
+        )
+        .unwrap();
         dataplane.negotiate(Features(features.iter().fold(0, |set, bit| set | 1 << bit)));
         let packed = features.contains(&VIRTIO_F_RING_PACKED);
         let (ring, kick, call) = (Ring::new(receives, packed), event(), event());

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ferronic::datapath::workers::Workers;
 use ferronic::datapath::{Dataplane, RingSetup};
 use ferronic::nic::features::{
     Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VIRTIO_NET_F_GUEST_CSUM,
@@ -158,7 +159,7 @@ impl Pair {
                 uplink: "switch".into(),
             }));
             let uplink = switch.add(name, nic.clone(), VlanMode::default()).unwrap();
-            let dataplane = Dataplane::start(nic, Box::new(uplink)).unwrap();
+            let dataplane = Dataplane::start(nic, Box::new(uplink), &Workers::default()).unwrap();
             switch.connect(name, dataplane.inlets());
             dataplane.negotiate(Features(features));
             dataplane

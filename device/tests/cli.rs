@@ -108,6 +108,53 @@ fn spawn(dir: &Path, more: &[&str]) -> Child {
 }
 
 #[test]
+fn workers_are_pinned_in_turn() {
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = cpus_allowed(&own);
+    let (first, last) = (allowed[0], allowed[allowed.len() - 1]);
+    let list = format!("{last},{first}");
+    let backend = Backend::start(&["--queues", "3", "--cpus", &list]);
+    let tasks = format!("/proc/{}/task", backend.child.id());
+    let threads = || -> Vec<(String, Vec<usize>)> {
+        let tasks = std::fs::read_dir(&tasks).unwrap();
+        let threads = tasks.map(|task| {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let name = status.lines().next().unwrap().split_once('\t').unwrap().1;
+            (name.to_owned(), cpus_allowed(&status))
+        });
+        threads.collect()
+    };
+    // A thread gets its name, and then its CPU, when it first runs.
+    let deadline = Instant::now() + PATIENCE;
+    for (number, cpu) in [last, first, last].into_iter().enumerate() {
+        let worker = (format!("pair-{number}"), vec![cpu]);
+        while !threads().contains(&worker) {
+            assert!(Instant::now() < deadline, "{worker:?} of {:?}", threads());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    for (name, cpus) in threads() {
+        if !name.starts_with("pair-") {
+            assert_eq!(cpus, allowed, "{name}");
+        }
+    }
+}
+
+/// The CPUs that `/proc/PID/status` lists.
+fn cpus_allowed(status: &str) -> Vec<usize> {
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"))
+        .unwrap();
+    let number = |text: &str| text.parse::<usize>().unwrap();
+    let parts = list.split(',').map(|part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        number(first)..=number(last)
+    });
+    parts.flatten().collect()
+}
+
+#[test]
 fn link_goes_down_and_up_and_shows() {
     let backend = Backend::start(&["--speed", "2500"]);
     for (command, said) in [

@@ -19,6 +19,7 @@ use crate::control::ports::{EventLoop, PortSpec, Ports, random_mac};
 use crate::control::server::Server;
 use crate::control::stop::Stop;
 use crate::datapath::Dataplane;
+use crate::datapath::workers::Workers;
 use crate::frontend::port::{OnEnd, Port, Source};
 use crate::nic::{MacAddress, Nic};
 use crate::socket::{Access, bind};
@@ -149,7 +150,15 @@ fn serve_nic(
     let follow = options.link == LinkMode::Follow;
     let commands = Commands::new(Arc::clone(&nic), process.stop.clone(), follow);
     process.listen(options.control.as_deref(), commands)?;
-    plug_in(uplink, socket, &nic, &process.stop, &mut process.event_loop)?;
+    let workers = &options.workers;
+    plug_in(
+        uplink,
+        workers,
+        socket,
+        &nic,
+        &process.stop,
+        &mut process.event_loop,
+    )?;
     Ok(process)
 }
 
@@ -243,13 +252,14 @@ fn open_uplink(
 /// Starts the workers and adds the frontend's port to the event loop.
 fn plug_in(
     uplink: Box<dyn uplink::Uplink>,
+    workers: &Workers,
     socket: Source,
     nic: &Arc<Nic>,
     stop: &Stop,
     event_loop: &mut EventLoop,
 ) -> Result<(), Failure> {
-    let dataplane =
-        Dataplane::start(Arc::clone(nic), uplink).map_err(while_doing("start the workers"))?;
+    let dataplane = Dataplane::start(Arc::clone(nic), uplink, workers)
+        .map_err(while_doing("start the workers"))?;
     let stop = stop.clone();
     let on_end = OnEnd(Box::new(move || stop.request()));
     let port = Port::new(socket, Arc::clone(nic), Arc::new(dataplane), on_end);

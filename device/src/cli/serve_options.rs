@@ -6,12 +6,14 @@ use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::Failure;
 use super::frontend_socket::FrontendAddress;
 use crate::control::ports::{PortDefaults, PortSpec, random_mac};
+use crate::datapath::workers::{CpuList, Workers};
 use crate::nic::offload::Offloads;
 use crate::nic::{MacAddress, NicConfig};
 use crate::switch::vlan::VlanMode;
@@ -23,6 +25,8 @@ const MTU: RangeInclusive<u16> = 68..=65535;
 const QUEUE_PAIRS: RangeInclusive<u16> = 1..=31;
 /// VIRTIO 1.3, 5.1.4: 0 to 2^31-1 Mbit/s; 0 would be a NIC that cannot send.
 const SPEED: RangeInclusive<u32> = 1..=0x7fff_ffff;
+/// Microseconds; a second is as good as for ever.
+const POLL: RangeInclusive<u32> = 0..=1_000_000;
 
 const AFTER_HELP: &str = "\
 Serve one guest, its cable in passt, steered over /tmp/nic.ctl:
@@ -82,6 +86,17 @@ pub struct ServeArgs {
     #[arg(long)]
     no_packed: bool,
 
+    /// Pin the workers, of which each queue pair has one, to these CPUs in turn: numbers and ranges,
+    /// such as 2,4-7 [default: the scheduler places them].
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
+
+    /// How long a worker goes on looking for packets after the last one before it sleeps, 0 to
+    /// 1000000 microseconds. It answers sooner and is notified less, and uses its CPU up meanwhile;
+    /// a NIC without traffic still uses none.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_poll)]
+    poll_us: u32,
+
     /// The NIC's own address [default: a random one, said in the log].
     #[arg(long, value_name = "MAC")]
     mac: Option<MacAddress>,
@@ -136,6 +151,8 @@ pub struct ServeOptions {
     pub mtu: u16,
     /// Mbit/s.
     pub speed: u32,
+    /// How workers run.
+    pub workers: Workers,
     /// The link at start.
     pub link: LinkMode,
     /// What to log.
@@ -332,6 +349,15 @@ impl ServeOptions {
         if args.passt.is_some() && uplink != Some(&UplinkSpec::User) {
             return Err(usage("--passt only makes sense with --uplink user"));
         }
+        if let Some(cpus) = &args.cpus
+            && let Some(cpu) = (cpus.forbidden())
+                .map_err(|e| Failure::Operation(format!("cannot tell which CPUs there are: {e}")))?
+        {
+            return Err(Failure::Usage(format!(
+                "--cpus: CPU {cpu} is not there, or not for this process (taskset -cp $$ tells)"
+            )));
+        }
+        let poll = Duration::from_micros(args.poll_us.into());
         let mtu = args
             .mtu
             .unwrap_or_else(|| uplink.map_or(1500, UplinkSpec::default_mtu));
@@ -342,6 +368,7 @@ impl ServeOptions {
             packed: !args.no_packed,
             mtu,
             speed: args.speed,
+            workers: Workers::new(args.cpus, poll),
             link: args.link,
             log: args.log,
             passt: args.passt,
@@ -369,6 +396,7 @@ impl ServeOptions {
             queue_pairs: self.queue_pairs,
             packed: self.packed,
             link_up: self.link != LinkMode::Down,
+            workers: self.workers.clone(),
         }
     }
 }
@@ -395,6 +423,10 @@ pub fn parse_mtu(text: &str) -> Result<u16, String> {
 /// Reads a number of queue pairs.
 pub fn parse_queue_pairs(text: &str) -> Result<u16, String> {
     parse_in(text, &QUEUE_PAIRS)
+}
+
+fn parse_poll(text: &str) -> Result<u32, String> {
+    parse_in(text, &POLL)
 }
 
 fn parse_speed(text: &str) -> Result<u32, String> {
@@ -447,6 +479,10 @@ mod tests {
         assert_eq!((options.queue_pairs, options.mtu), (1, 1500));
         assert_eq!((options.speed, options.link), (10_000, LinkMode::Up));
         assert!(options.packed);
+        assert_eq!(
+            (options.workers.cpus, options.workers.poll),
+            (None, Duration::ZERO)
+        );
         assert!(mac_is_random);
         assert!(!mac.is_multicast());
         assert_eq!(mac.0[0] & 0x0f, 2);
@@ -456,7 +492,7 @@ mod tests {
     fn everything_can_be_said() {
         let options = options(
             "--fd 5 --control c --uplink user --passt p --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
-             --speed 25000 --no-packed --link follow --log warn,ferronic::control=trace",
+             --speed 25000 --poll-us 50 --no-packed --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
         let Plan::Nic {
@@ -471,6 +507,7 @@ mod tests {
         assert_eq!(frontend, FrontendAddress::Descriptor(5));
         assert_eq!(mac.to_string(), "52:54:00:12:34:56");
         assert_eq!(options.link, LinkMode::Follow);
+        assert_eq!(options.workers.poll, Duration::from_micros(50));
         assert!(!options.packed);
         assert!(!mac_is_random);
     }
@@ -523,6 +560,9 @@ mod tests {
             ("--socket-path s --mtu 67", "68 to 65535"),
             ("--socket-path s --mtu 65536", "68 to 65535"),
             ("--socket-path s --speed 0", "1 to"),
+            ("--socket-path s --poll-us 1000001", "0 to 1000000"),
+            ("--socket-path s --cpus 0-", "such as 0,2-3"),
+            ("--socket-path s --cpus 1023", "CPU 1023 is not"),
             ("--socket-path s --mac 01:00:5e:00:00:01", "group address"),
             ("--socket-path s --uplink carrier-pigeon", "tap:NAME"),
             ("--socket-path s --uplink tap:", "tap:fer0"),

@@ -142,6 +142,7 @@ mod tests {
     use super::*;
     use crate::control::ports::{EventLoop, PortDefaults, Ports};
     use crate::control::stop::Stop;
+    use crate::datapath::workers::Workers;
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -177,6 +178,7 @@ mod tests {
                 queue_pairs: 1,
                 packed: true,
                 link_up: true,
+                workers: Workers::default(),
             });
             let mut event_loop = EventLoop::new().unwrap();
             let stop = Stop::new().unwrap();

@@ -16,6 +16,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOp
 use parking_lot::Mutex;
 
 use crate::datapath::Dataplane;
+use crate::datapath::workers::Workers;
 use crate::frontend::port::{OnEnd, Port, Source};
 use crate::nic::events::{Event, EventBus};
 use crate::nic::offload::Offloads;
@@ -43,6 +44,8 @@ pub struct PortDefaults {
     pub packed: bool,
     /// Whether a new port's cable is in.
     pub link_up: bool,
+    /// How their workers run.
+    pub workers: Workers,
 }
 
 /// A port to be made, as `key=value` pairs with commas between them.
@@ -260,8 +263,9 @@ impl Ports {
             .switch
             .add(&name, Arc::clone(&nic), spec.vlans.clone())
             .map_err(problem)?;
-        let dataplane = Dataplane::start(Arc::clone(&nic), Box::new(uplink))
-            .map_err(|e| PortProblem(format!("cannot start its workers: {e}")))?;
+        let dataplane =
+            Dataplane::start(Arc::clone(&nic), Box::new(uplink), &self.defaults.workers)
+                .map_err(|e| PortProblem(format!("cannot start its workers: {e}")))?;
         self.switch.connect(&name, dataplane.inlets());
         let on_end = OnEnd(Box::new(|| {}));
         let source = Source::Bound(bound);
@@ -436,6 +440,7 @@ mod tests {
             queue_pairs: 1,
             packed: true,
             link_up: true,
+            workers: Workers::default(),
         })
     }
 

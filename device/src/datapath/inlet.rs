@@ -199,6 +199,12 @@ impl Delivery {
         self.0.finish(true)
     }
 
+    /// As `close`, of one that comes back before its turn is over; whether there is an interrupt to
+    /// be decided on then. One that the driver must have before is raised at once.
+    pub fn leave(mut self) -> bool {
+        self.0.show()
+    }
+
     /// As `close`, of one that will not come back: an interrupt is not held back.
     pub fn close_now(mut self) {
         self.0.finish(false);
@@ -329,6 +335,20 @@ impl InletState {
             self.lose_waiting(DropReason::LinkDown);
         }
         self.finish(true)
+    }
+
+    /// Shows the driver what was put in; whether there is an interrupt to be decided on. It is
+    /// decided on at once when a driver must get buffers back before it runs out of them.
+    fn show(&mut self) -> bool {
+        let Some(rx) = &mut self.rx else {
+            return false;
+        };
+        rx.ring.publish();
+        let scarce = rx.ring.undecided() > rx.ring.size() / 4;
+        if scarce {
+            self.finish(false);
+        }
+        !scarce && self.rx.as_ref().is_some_and(|rx| rx.ring.undecided() > 0)
     }
 
     /// Shows the driver what was put in and raises the interrupt, unless it `may_wait` and is held

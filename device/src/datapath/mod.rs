@@ -34,6 +34,7 @@ pub(crate) mod tests;
 mod tx;
 pub(crate) mod wait_set;
 mod worker;
+pub mod workers;
 
 use agreement::Agreement;
 use control_queue::ControlQueue;
@@ -42,6 +43,7 @@ use notify::Interrupt;
 use rx::{ReceiveFormat, Receiver};
 use tx::Transmitter;
 use worker::{Pair, Side};
+use workers::Workers;
 
 /// Packets moved in one direction before the other gets its turn.
 const BUDGET: usize = 64;
@@ -120,17 +122,24 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Starts the workers; no ring is active yet.
-    pub fn start(nic: Arc<Nic>, uplink: Box<dyn Uplink>) -> io::Result<Self> {
-        let mut dataplane = Dataplane::new(nic, uplink)?;
+    pub fn start(nic: Arc<Nic>, uplink: Box<dyn Uplink>, workers: &Workers) -> io::Result<Self> {
+        let mut dataplane = Dataplane::new(nic, uplink, workers)?;
         // Linux shows the first 15 octets.
         let port = dataplane.agreement.nic.port_name();
         let port = port.map_or(String::new(), |name| format!("{name}/"));
         // From here on dropping the dataplane ends the threads that were started.
         for (index, pair) in dataplane.agreement.pairs.iter().enumerate() {
             let pair = pair.clone();
+            let cpu = workers.next_cpu();
+            let run = move || {
+                if let Some(cpu) = cpu {
+                    workers::pin(cpu);
+                }
+                pair.run();
+            };
             dataplane
                 .threads
-                .push(spawn(format!("{port}pair-{index}"), move || pair.run())?);
+                .push(spawn(format!("{port}pair-{index}"), run)?);
         }
         let control = dataplane.control.clone();
         dataplane
@@ -142,7 +151,11 @@ impl Dataplane {
     }
 
     /// All but the threads.
-    pub(crate) fn new(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>) -> io::Result<Self> {
+    pub(crate) fn new(
+        nic: Arc<Nic>,
+        mut uplink: Box<dyn Uplink>,
+        workers: &Workers,
+    ) -> io::Result<Self> {
         let driver = DriverState::new(&nic.config);
         let queues = uplink.take_queues();
         // The driver is told of as many pairs as were configured, and there are counters for those.
@@ -160,7 +173,9 @@ impl Dataplane {
         let pairs = queues
             .into_iter()
             .enumerate()
-            .map(|(i, queue)| Pair::new(nic.clone(), i, queue, driver.filter().clone()))
+            .map(|(i, queue)| {
+                Pair::new(nic.clone(), i, queue, driver.filter().clone(), workers.poll)
+            })
             .map(|pair| pair.map(Arc::new))
             .collect::<io::Result<Vec<_>>>()?;
         let agreement = Arc::new(Agreement {

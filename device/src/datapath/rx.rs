@@ -122,13 +122,15 @@ impl Receiver {
     }
 
     /// Moves packets until the uplink is empty (`readable` becomes false), the driver's buffers are
-    /// used up or the budget is spent.
+    /// used up or the budget is spent. To `arm` a ring whose buffers are used up is for who may sleep
+    /// then.
     pub fn turn(
         &mut self,
         queue: &mut dyn UplinkQueue,
         readable: &mut bool,
         filter: &Filter,
         overflow: &mut [u8; LARGEST],
+        arm: bool,
         counters: &QueueCounters,
     ) -> Result<Turn, RingError> {
         if !*readable && self.held.is_none() {
@@ -147,7 +149,7 @@ impl Receiver {
                     }
                     if self.taken.is_empty() {
                         self.ring.publish();
-                        if self.ring.arm()? {
+                        if arm && self.ring.arm()? {
                             continue;
                         }
                         turn = Turn::Waits;
@@ -171,7 +173,7 @@ impl Receiver {
                 }
             };
             self.held = Some(packet);
-            match self.fit(packet.len)? {
+            match self.fit(packet.len, arm)? {
                 Fit::Now => {
                     if let Some(rest) = overflow.get(..packet.len - packet.in_guest)
                         && !rest.is_empty()
@@ -210,7 +212,7 @@ impl Receiver {
                 }
                 return Ok(Fit::Later);
             }
-            let fit = self.fit(len)?;
+            let fit = self.fit(len, true)?;
             if fit == Fit::Now {
                 let mut room = self.pieces.room();
                 let header = frame.header.encode();
@@ -291,8 +293,8 @@ impl Receiver {
         })
     }
 
-    /// Makes room for a packet of `len` octets, if there was not enough.
-    fn fit(&mut self, len: usize) -> Result<Fit, RingError> {
+    /// Makes room for a packet of `len` octets, if there was not enough; to `arm` is as in `turn`.
+    fn fit(&mut self, len: usize, arm: bool) -> Result<Fit, RingError> {
         loop {
             if self.pieces.len() >= len {
                 return Ok(Fit::Now);
@@ -309,7 +311,7 @@ impl Receiver {
                 return Ok(Fit::Never);
             }
             self.ring.publish();
-            if !self.ring.arm()? {
+            if !arm || !self.ring.arm()? {
                 return Ok(Fit::Later);
             }
         }

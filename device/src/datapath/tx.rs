@@ -57,11 +57,13 @@ impl Transmitter {
         self.ring.next_avail()
     }
 
-    /// Moves packets until the ring is empty, the uplink full or the budget spent.
+    /// Moves packets until the ring is empty, the uplink full or the budget spent. To `arm` an empty
+    /// ring is for who may sleep then: who looks again by himself needs no notification.
     pub fn turn(
         &mut self,
         queue: &mut dyn UplinkQueue,
         link_up: bool,
+        arm: bool,
         counters: &QueueCounters,
     ) -> Result<Turn, RingError> {
         if self.blocked {
@@ -75,7 +77,7 @@ impl Transmitter {
             }
             self.pieces.truncate(0);
             let Some(chain) = self.ring.pop(Direction::Readable, &mut self.pieces)? else {
-                if self.ring.arm()? {
+                if arm && self.ring.arm()? {
                     continue;
                 }
                 break Turn::Waits;

@@ -8,6 +8,12 @@
 //! The control plane takes them to start, stop and change rings, and so never meets a packet half
 //! way. `parking_lot` hands a contended lock over in good time, which a spinning worker would not.
 //!
+//! A worker that is to poll goes on taking turns for a while after the last packet of either
+//! direction, and does not ask to be notified meanwhile: to look is quicker than to be woken, and
+//! spares the driver the notification. When the time has run out, one more turn is taken that does
+//! ask, and then looks again. **No wake-up is lost**: only after such a turn, and only if it has found
+//! nothing, does the worker sleep. One that does not poll asks in every turn.
+//!
 //! Where others put packets into the driver's ring, the worker has nothing to receive. It looks into
 //! the inlet only when there is something to look after: the driver has notified of buffers, or an
 //! interrupt that was held back is due.
@@ -15,13 +21,13 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::epoll::{Event, EventFlags};
 
 use crate::nic::Nic;
-use crate::nic::counters::{DropReason, PairCounters, QueueCounters};
+use crate::nic::counters::{DropReason, PairCounters};
 use crate::nic::filter::Filter;
 use crate::ring::pieces::PiecesMut;
 use crate::ring::virtqueue::RingError;
@@ -43,6 +49,8 @@ pub(super) struct Pair {
     nic: Arc<Nic>,
     index: usize,
     wait: WaitSet,
+    /// How long to go on looking after the last packet.
+    poll: Duration,
     state: Mutex<PairState>,
     /// Taken after `state`, never before.
     pub inlet: Arc<Inlet>,
@@ -61,6 +69,10 @@ pub(super) struct PairState {
     moderation: Moderation,
     /// What the driver wants of the transmit queue's interrupts.
     pub asked: Asked,
+    /// Until when the worker polls, if it does.
+    poll_until: Option<Instant>,
+    /// It has polled for long enough; the next turn asks to be notified.
+    polled: bool,
     stop: bool,
 }
 
@@ -77,6 +89,7 @@ impl Pair {
         index: usize,
         queue: Box<dyn UplinkQueue>,
         filter: Filter,
+        poll: Duration,
     ) -> io::Result<Self> {
         let wait = WaitSet::new()?;
         if let Some(fd) = queue.poll_fd() {
@@ -93,6 +106,8 @@ impl Pair {
             overflow,
             moderation: Moderation::default(),
             asked: Asked::default(),
+            poll_until: None,
+            polled: false,
             stop: false,
         });
         Ok(Pair {
@@ -100,6 +115,7 @@ impl Pair {
             nic,
             index,
             wait,
+            poll,
             state,
         })
     }
@@ -176,7 +192,10 @@ impl Pair {
                 _ => {}
             }
         }
-        let mut more = state.transmit(&self.nic, counters, self.index);
+        let polls = !self.poll.is_zero();
+        let arm = !polls || std::mem::take(&mut state.polled);
+        let before = counters.taken();
+        let mut more = state.transmit(&self.nic, counters, self.index, arm);
         let again = state.queue.flush();
         // Not before this: the queue may have had another pair's inlet until now.
         let held_until = if state.queue.pushes() {
@@ -186,9 +205,12 @@ impl Pair {
             [state.due, state.interrupt(None, counters)]
         } else {
             let mut inlet = self.inlet.lock();
-            more |= state.receive(&mut inlet, &self.nic, counters, self.index);
+            more |= state.receive(&mut inlet, &self.nic, counters, self.index, arm);
             [state.interrupt(Some(&mut inlet), counters), None]
         };
+        if polls {
+            more |= state.look_on(self.poll, arm, counters.taken() != before);
+        }
         let then = held_until.into_iter().chain([again]).flatten().min();
         Some(match then {
             _ if more => Sleep::No,
@@ -222,6 +244,12 @@ impl Pair {
         panic!("the worker spins");
     }
 
+    /// Takes one turn on the caller's thread without sleeping; how long the worker would sleep next.
+    #[cfg(test)]
+    pub fn turn(&self) -> Sleep {
+        self.round(&mut Vec::with_capacity(8), Sleep::No).unwrap()
+    }
+
     /// As after an interrupt that was raised just now.
     #[cfg(test)]
     pub fn just_interrupted(&self) {
@@ -231,6 +259,17 @@ impl Pair {
 }
 
 impl PairState {
+    /// Whether a worker that polls for so long takes another turn, after one that has `asked` to be
+    /// notified or has not, and has `found` packets or none.
+    fn look_on(&mut self, poll: Duration, asked: bool, found: bool) -> bool {
+        if found {
+            self.poll_until = Some(Instant::now() + poll);
+        } else if !asked {
+            self.polled = self.poll_until.is_none_or(|until| Instant::now() >= until);
+        }
+        found || !asked
+    }
+
     fn uplink_ready(&mut self) {
         self.readable = true;
         if let Some(tx) = &mut self.tx {
@@ -248,11 +287,11 @@ impl PairState {
     }
 
     /// One turn of sending; whether there is more to do at once.
-    fn transmit(&mut self, nic: &Nic, counters: &PairCounters, index: usize) -> bool {
+    fn transmit(&mut self, nic: &Nic, counters: &PairCounters, index: usize, arm: bool) -> bool {
         let Some(tx) = &mut self.tx else {
             return false;
         };
-        match tx.turn(self.queue.as_mut(), nic.link_up(), &counters.tx) {
+        match tx.turn(self.queue.as_mut(), nic.link_up(), arm, &counters.tx) {
             Ok(turn) => turn == Turn::More,
             Err(e) => {
                 broken(nic, index, Side::Tx, e, counters);
@@ -269,12 +308,12 @@ impl PairState {
         nic: &Nic,
         counters: &PairCounters,
         index: usize,
+        arm: bool,
     ) -> bool {
         // An uplink without a descriptor cannot tell; it is asked every time.
         let silent = self.queue.poll_fd().is_none();
         self.readable |= silent;
-        let taken = |rx: &QueueCounters| rx.packets.get().wrapping_add(rx.drops.total());
-        let before = taken(&counters.rx);
+        let before = counters.rx.taken();
         let mut more = false;
         if !nic.link_up() {
             if let Some(rx) = &mut inlet.rx {
@@ -292,6 +331,7 @@ impl PairState {
                 &mut self.readable,
                 &inlet.filter,
                 overflow,
+                arm,
                 &counters.rx,
             ) {
                 Ok(turn) => more |= turn == Turn::More,
@@ -309,7 +349,7 @@ impl PairState {
             && let Some(tx) = &mut self.tx
             && std::mem::take(&mut tx.blocked)
         {
-            more |= taken(&counters.rx) != before;
+            more |= counters.rx.taken() != before;
         }
         more
     }

@@ -136,6 +136,13 @@ pub struct QueueCounters {
     pub ring_errors: Counter,
 }
 
+impl QueueCounters {
+    /// Packets that were taken, whatever became of them; wraps.
+    pub fn taken(&self) -> u64 {
+        self.packets.get().wrapping_add(self.drops.total())
+    }
+}
+
 /// Counters of a queue pair.
 #[derive(Debug, Default, Serialize)]
 pub struct PairCounters {
@@ -155,6 +162,11 @@ pub struct ControlCounters {
 }
 
 impl PairCounters {
+    /// Packets that were taken, of both directions; wraps.
+    pub fn taken(&self) -> u64 {
+        self.rx.taken().wrapping_add(self.tx.taken())
+    }
+
     /// Octets of frames, of both directions; wraps.
     pub fn octets(&self) -> u64 {
         self.rx.bytes.get().wrapping_add(self.tx.bytes.get())

@@ -172,7 +172,7 @@ pub struct PackedRing {
     undecided: u32,
     /// There was no decision yet.
     undecided_start: bool,
-    /// The driver notifies of everything, or we do not know.
+    /// The driver notifies of something, or we do not know.
     enabled: bool,
     /// Descriptors that can be written until the device is killed.
     #[cfg(test)]
@@ -510,11 +510,10 @@ impl PackedRing {
     pub fn arm(&mut self) -> Result<bool, RingError> {
         if self.event_idx {
             self.tell_driver(self.next_avail.bits(), EVENT_DESC);
-            self.enabled = false;
         } else {
             self.tell_driver(0, EVENT_ENABLE);
-            self.enabled = true;
         }
+        self.enabled = true;
         // Our wish must be visible before we read the flags, or each side could miss the other.
         fence(Ordering::SeqCst);
         let at = self.next_avail;

@@ -230,9 +230,10 @@ fn notifications_are_asked_for_where_the_next_chain_will_be() {
     assert_eq!(driver.device_event().1, DISABLE);
     assert_eq!(ring.arm(), Ok(false));
     assert_eq!(driver.device_event(), (BEGINNING, DESC));
-    ring.disarm();
     driver.offer(0, &[(B, 1, 0)]);
     assert!(driver.kick_wanted(1));
+    ring.disarm();
+    assert!(!driver.kick_wanted(1));
     // The driver was quicker than our wish.
     assert_eq!(ring.arm(), Ok(true));
     pop(&driver, &mut ring);

@@ -5,9 +5,9 @@
 //! Each thread that brings packets in has a [`Forwarder`] of its own: the worker of a guest's queue
 //! pair, and that of the uplink. It looks up the port and copies the packet there itself. The inlet
 //! of a port stays open from one packet to the next, since most of a turn's packets go the same
-//! way, and is closed when a packet goes elsewhere or the turn ends; others who wait for it get it
-//! every [`YIELD_PACKETS`] packets or [`YIELD_OCTETS`] octets. At most one is open, and nothing is
-//! waited for while it is.
+//! way, and is closed when a packet goes elsewhere or the turn ends. Then interrupts are raised, one
+//! for each inlet that was used. Others who wait for an inlet get it every [`YIELD_PACKETS`] packets
+//! or [`YIELD_OCTETS`] octets. At most one is open, and nothing is waited for while it is.
 //!
 //! Which ports there are is a list that is replaced when one comes or goes. A forwarder has the list
 //! that was in force when its turn began, and looks at one number to know that it still is.
@@ -25,7 +25,7 @@ use super::incoming::{Incoming, Workshop};
 use super::port::{End, Port};
 use super::table::{Key, PortIndex};
 use super::vlan::VlanId;
-use super::{PortList, Switch};
+use super::{MAX_PORTS, PortList, Switch};
 
 /// After so many packets into one inlet others who wait for it get it,
 const YIELD_PACKETS: usize = 16;
@@ -43,6 +43,13 @@ struct Open {
     delivery: Delivery,
     packets: usize,
     octets: usize,
+}
+
+/// An inlet that was left for another.
+#[derive(Debug)]
+struct Left {
+    port: PortIndex,
+    inlet: Arc<Inlet>,
 }
 
 /// An inlet whose interrupt was held back, and until when.
@@ -74,6 +81,10 @@ struct Out {
     open: Option<Open>,
     /// The uplink was given something that it may hold until it is told that this was all.
     uplink_used: bool,
+    /// Inlets that were left for others in this turn, with interrupts to be decided on at its end.
+    left: Vec<Left>,
+    /// The queues of each port that are in `left`, a bit each.
+    marks: Box<[u32; MAX_PORTS + 1]>,
     owed: Vec<Owed>,
     workshop: Workshop,
 }
@@ -90,6 +101,8 @@ impl Forwarder {
                 queue,
                 open: None,
                 uplink_used: false,
+                left: Vec::new(),
+                marks: Box::new([0; MAX_PORTS + 1]),
                 owed: Vec::new(),
                 workshop: Workshop::default(),
             },
@@ -154,7 +167,7 @@ impl Forwarder {
     /// raised. `Some` is when the next is.
     pub fn flush(&mut self) -> Option<Instant> {
         self.now = None;
-        self.out.close();
+        self.out.end();
         if std::mem::take(&mut self.out.uplink_used)
             && let Some(port) = self.ports.uplink()
             && let End::Uplink(egress) = &port.end
@@ -168,7 +181,7 @@ impl Forwarder {
 impl Drop for Forwarder {
     /// The guest that sends is gone, and nobody comes back for what it owes.
     fn drop(&mut self) {
-        self.out.close();
+        self.out.end();
         for Owed { inlet, .. } in self.out.owed.drain(..) {
             inlet.open().close_now();
         }
@@ -203,7 +216,7 @@ impl Out {
             }
             End::Uplink(egress) => {
                 // Nobody has two locks.
-                self.close();
+                self.leave();
                 self.uplink_used = true;
                 egress
                     .lock()
@@ -225,7 +238,7 @@ impl Out {
             }
             return;
         }
-        self.close();
+        self.leave();
         self.open = Some(Open {
             port,
             queue,
@@ -236,12 +249,43 @@ impl Out {
         });
     }
 
-    fn close(&mut self) {
+    /// Closes the inlet that is open, because another is wanted.
+    fn leave(&mut self) {
+        let Some(Open {
+            port,
+            queue,
+            inlet,
+            delivery,
+            ..
+        }) = self.open.take()
+        else {
+            return;
+        };
+        let undecided = delivery.leave();
+        let bit = 1u32.checked_shl(queue as u32).unwrap_or(0);
+        if undecided
+            && let Some(marks) = self.marks.get_mut(usize::from(port))
+            && *marks & bit == 0
+        {
+            *marks |= bit;
+            self.left.push(Left { port, inlet });
+        }
+    }
+
+    /// Ends the turn: closes all inlets that were used in it, each once.
+    fn end(&mut self) {
         if let Some(Open {
             inlet, delivery, ..
         }) = self.open.take()
         {
             let due = delivery.close();
+            self.owe(inlet, due);
+        }
+        while let Some(Left { port, inlet }) = self.left.pop() {
+            if let Some(marks) = self.marks.get_mut(usize::from(port)) {
+                *marks = 0;
+            }
+            let due = inlet.open().close();
             self.owe(inlet, due);
         }
     }

@@ -16,6 +16,7 @@ use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps as _,
 };
 use ferronic::datapath::Dataplane;
+use ferronic::datapath::workers::Workers;
 use ferronic::frontend::port::{OnEnd, Port, Source};
 use ferronic::nic::offload::Offloads;
 use ferronic::nic::{Nic, NicConfig};
@@ -226,7 +227,8 @@ impl Device {
         let thread = {
             let (nic, near, stop) = (nic.clone(), NearEnd(cable.clone()), stop.clone());
             thread::spawn(move || {
-                let dataplane = Dataplane::start(nic.clone(), Box::new(near)).unwrap();
+                let dataplane =
+                    Dataplane::start(nic.clone(), Box::new(near), &Workers::default()).unwrap();
                 let ended = stop.clone();
                 let on_end = OnEnd(Box::new(move || end(&ended)));
                 let port = Port::new(source, nic, Arc::new(dataplane), on_end).unwrap();

@@ -9,6 +9,7 @@ mod coalescing;
 mod control;
 pub(crate) mod guest;
 mod interrupts;
+mod polling;
 mod program;
 mod receive;
 mod restart;

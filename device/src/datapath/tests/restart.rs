@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::datapath::workers::Workers;
 use crate::datapath::{Dataplane, RingSetup, StartError};
 use crate::nic::counters::DropReason;
 use crate::ring::driver::memory;
@@ -198,7 +199,8 @@ fn pairs_and_the_uplinks_queues_must_agree() {
             pairs: 2,
             ..Make::default()
         };
-        let error = Dataplane::start(make.nic(), Box::new(uplink)).unwrap_err();
+        let error =
+            Dataplane::start(make.nic(), Box::new(uplink), &Workers::default()).unwrap_err();
         assert!(error.to_string().contains("2 are needed"), "{error}");
     }
 }

@@ -2,9 +2,11 @@
 //! A NIC with one or two queue pairs, a driver and a cable for each, and no threads.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::datapath::Dataplane;
 use crate::datapath::worker::Pair;
+use crate::datapath::workers::Workers;
 use crate::nic::counters::{DROP_REASONS, DropReason, PairCounters, QueueCounters};
 use crate::nic::features::{self as f, Features};
 use crate::nic::offload::Offloads;
@@ -36,6 +38,8 @@ pub struct Make {
     pub size: u16,
     /// The uplink has no descriptors.
     pub silent: bool,
+    /// How long workers poll.
+    pub poll: Duration,
 }
 
 pub fn bits(list: &[u32]) -> u64 {
@@ -49,6 +53,7 @@ impl Default for Make {
             pairs: 1,
             size: 64,
             silent: false,
+            poll: Duration::ZERO,
         }
     }
 }
@@ -126,7 +131,12 @@ impl Make {
     pub fn idle(self) -> Rig {
         let nic = self.nic();
         let (uplink, cables, told) = CableUplink::new(usize::from(self.pairs), self.silent);
-        let dataplane = Dataplane::new(nic.clone(), Box::new(uplink)).unwrap();
+        let dataplane = Dataplane::new(
+            nic.clone(),
+            Box::new(uplink),
+            &Workers::new(None, self.poll),
+        )
+        .unwrap();
         dataplane.negotiate(Features(self.features));
         let map = memory();
         Rig {

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::datapath::Dataplane;
+use crate::datapath::workers::Workers;
 use crate::nic::control::VIRTIO_NET_OK;
 use crate::nic::features::{Features, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ};
 use crate::ring::driver::memory;
@@ -15,7 +16,7 @@ use super::guest::{packet, packets};
 use super::rig::Make;
 
 /// Waits until `done` says so.
-fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(result) = done() {
@@ -26,7 +27,7 @@ fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn drop_in_time(dataplane: Dataplane) {
+pub fn drop_in_time(dataplane: Dataplane) {
     let (done, wait) = mpsc::channel();
     thread::spawn(move || {
         drop(dataplane);
@@ -41,7 +42,7 @@ fn packets_and_commands_pass_and_all_threads_end() {
     let make = Make::mergeable().with(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX]);
     let nic = make.nic();
     let (uplink, cables, _) = CableUplink::new(1, false);
-    let dataplane = Dataplane::start(nic.clone(), Box::new(uplink)).unwrap();
+    let dataplane = Dataplane::start(nic.clone(), Box::new(uplink), &Workers::default()).unwrap();
     assert_eq!((dataplane.queue_count(), dataplane.threads.len()), (3, 2));
     dataplane.negotiate(Features(make.features));
     let map = memory();
@@ -72,7 +73,9 @@ fn packets_and_commands_pass_and_all_threads_end() {
 #[test]
 fn threads_end_also_when_nothing_was_ever_started() {
     let (uplink, ..) = CableUplink::new(1, true);
-    drop_in_time(Dataplane::start(Make::default().nic(), Box::new(uplink)).unwrap());
+    drop_in_time(
+        Dataplane::start(Make::default().nic(), Box::new(uplink), &Workers::default()).unwrap(),
+    );
 }
 
 #[test]
@@ -81,7 +84,7 @@ fn a_stream_survives_stops_and_starts_at_any_moment() {
     let make = Make::mergeable();
     let (uplink, cables, _) = CableUplink::new(1, false);
     let nic = make.nic();
-    let dataplane = Dataplane::start(nic.clone(), Box::new(uplink)).unwrap();
+    let dataplane = Dataplane::start(nic.clone(), Box::new(uplink), &Workers::default()).unwrap();
     dataplane.negotiate(Features(make.features));
     let map = memory();
     let (mut rx, mut tx) = (make.guest(&map, 0), make.guest(&map, 1));

@@ -6,6 +6,7 @@ use crate::datapath::inlet::{MOST_OCTETS, MOST_PACKETS};
 use crate::datapath::tests::rig::Make;
 use crate::datapath::wait_set::Sleep;
 use crate::nic::counters::DropReason;
+use crate::nic::features::VIRTIO_F_EVENT_IDX;
 use crate::switch::Switch;
 
 fn three(make: Make) -> (std::sync::Arc<Switch>, [Station; 3]) {
@@ -167,6 +168,49 @@ fn one_interrupt_tells_of_all_that_came_in_a_turn() {
     sender.dataplane.work(Sleep::Forever);
     assert_eq!(receiver.rx.interrupts(), 1);
     assert_eq!(receiver.rx.used().len(), 32);
+}
+
+#[test]
+fn one_interrupt_each_also_when_packets_alternate() {
+    // Without an event index each decision is an interrupt.
+    let make = Make::mergeable().size(256).without(&[VIRTIO_F_EVENT_IDX]);
+    let (_switch, [mut sender, mut one, mut two]) = three(make);
+    for station in [&mut one, &mut two] {
+        station.offer(1000);
+        station.show_up();
+        station.dataplane.settle();
+        station.received();
+    }
+    for number in 0..40 {
+        let to = [mac(1), mac(2), BROADCAST][number as usize % 3];
+        let packet = frame(to, mac(0), None, &payload(number, 60));
+        sender.tx.send(&packet, &[]);
+    }
+    sender.dataplane.work(Sleep::Forever);
+    for (station, count) in [(&mut one, 14 + 13), (&mut two, 13 + 13)] {
+        assert_eq!(station.rx.interrupts(), 1);
+        assert_eq!(station.rx.used().len(), count);
+    }
+}
+
+#[test]
+fn a_driver_that_runs_out_of_buffers_is_told_before_the_turn_ends() {
+    let switch = Switch::new();
+    let make = Make::mergeable().size(16).without(&[VIRTIO_F_EVENT_IDX]);
+    let mut small = Station::new(&switch, 1, make, trunk());
+    let mut other = Station::new(&switch, 2, Make::mergeable(), trunk());
+    let mut sender = Station::new(&switch, 0, Make::mergeable(), trunk());
+    small.offer(1000);
+    other.offer(1000);
+    small.rx.interrupts();
+    for number in 0..16 {
+        let packet = frame(BROADCAST, mac(0), None, &payload(number, 60));
+        sender.tx.send(&packet, &[]);
+    }
+    sender.dataplane.work(Sleep::Forever);
+    // After 5, 10 and 15 of 16: more than a quarter.
+    assert!(small.rx.interrupts() >= 3);
+    assert_eq!(small.rx.used().len(), 16);
 }
 
 /// A receiver that has just been interrupted, and is then sent much in one turn.

@@ -7,6 +7,7 @@ use crate::datapath::Dataplane;
 use crate::datapath::tests::guest::{Guest, packets};
 use crate::datapath::tests::rig::{Make, drops};
 use crate::datapath::wait_set::Sleep;
+use crate::datapath::workers::Workers;
 use crate::nic::Nic;
 use crate::nic::counters::DropReason;
 use crate::nic::features::Features;
@@ -97,7 +98,7 @@ impl Station {
         } else {
             Dataplane::new
         };
-        let dataplane = make_dataplane(nic.clone(), Box::new(uplink)).unwrap();
+        let dataplane = make_dataplane(nic.clone(), Box::new(uplink), &Workers::default()).unwrap();
         switch.connect(&name, dataplane.inlets());
         let map = memory();
         Station {
