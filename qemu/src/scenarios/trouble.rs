@@ -41,6 +41,7 @@ pub const TABLE: &[Scenario] = &[
 const WITHOUT_MEMORY: &[&str] = &[
     "probe with driver ferronic failed",
     "can't reserve [mem",
+    "really_probe: driver_sysfs_add failed",
     "at remove_proc_entry",
     "kobject: can not set name properly",
     "ref_tracker: memory allocation failure",
