@@ -142,7 +142,7 @@ fn flap(
 ) -> Result<(Delay, Delay)> {
     let step = Step::start(format!("pulling the cable {FLAPS} times under traffic"));
     let client = Client::new(&cable.server, Direction::GuestToHost, 3600);
-    let flow = machine.guest.spawn(&client.command())?;
+    let flow = client.start(&machine.guest)?;
     let watch = Watch::start(&machine.guest, INTERFACE)?;
     let (mut downs, mut ups) = (Vec::new(), Vec::new());
     for _ in 0..FLAPS {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cable::INTERFACE;
-use crate::guest::Guest;
+use crate::guest::{Guest, Running};
 use crate::lab::Lab;
 
 /// How much longer than asked for a transfer may take.
@@ -146,6 +146,29 @@ impl Client {
         )
     }
 
+    /// Starts it, and comes back when its traffic flows. It is for the caller to end.
+    pub fn start<'a>(&self, guest: &'a Guest) -> Result<Running<'a>> {
+        let signs = TURNED_AWAY.map(|sign| format!("*'{sign}'*")).join("|");
+        let running = guest.spawn(&format!(
+            "end=$(($(date +%s) + {})); \
+             while :; do \
+                 said=$({}); code=$?; \
+                 case $said in {signs}) [ $(date +%s) -lt $end ] && sleep 0.3 && continue;; esac; \
+                 printf '%s\n' \"$said\"; exit $code; \
+             done",
+            SERVER_FREE.as_secs(),
+            self.command(),
+        ))?;
+        // More than what probes and neighbour discovery send.
+        let flows = wait_flow(guest, self.direction, 100_000, SERVER_FREE + GRACE);
+        if let Err(e) = flows {
+            let said = running.poll()?.map_or(String::new(), |output| output.stdout);
+            running.kill()?;
+            return Err(e.context(format!("`{}` printed: {said}", self.command())));
+        }
+        Ok(running)
+    }
+
     /// How long it may take.
     pub fn limit(&self) -> Duration {
         Duration::from_secs(self.seconds.into()) + GRACE
@@ -174,13 +197,13 @@ impl Client {
     }
 }
 
-/// Whether it was another client's turn: the server says so and hangs up, and sometimes only the
-/// latter arrives.
+/// What a client says when it was another's turn: the server says so and hangs up, and sometimes only
+/// the latter arrives.
+const TURNED_AWAY: [&str; 2] = ["the server is busy", "unable to receive control message"];
+
 fn is_turned_away(error: &anyhow::Error) -> bool {
     let text = format!("{error:#}");
-    ["the server is busy", "unable to receive control message"]
-        .iter()
-        .any(|sign| text.contains(sign))
+    TURNED_AWAY.iter().any(|sign| text.contains(sign))
 }
 
 /// Waits until the traffic that is under way has moved this many bytes.
@@ -196,7 +219,7 @@ pub fn wait_flow(guest: &Guest, direction: Direction, bytes: u64, limit: Duratio
     );
     guest
         .sh_within(&script, limit)
-        .with_context(|| format!("traffic has not resumed within {} s", limit.as_secs()))?;
+        .with_context(|| format!("traffic does not flow within {} s", limit.as_secs()))?;
     Ok(())
 }
 

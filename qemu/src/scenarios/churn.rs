@@ -39,7 +39,7 @@ const ENOUGH: u64 = 1_000_000;
 /// iperf3 both ways, which goes on until it is killed.
 pub fn start<'a>(bed: &'a Bed<'_>) -> Result<Running<'a>> {
     let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600).with("--bidir");
-    bed.guest().spawn(&client.command())
+    client.start(bed.guest())
 }
 
 /// It moves, both ways.

@@ -167,7 +167,7 @@ fn adaptive(bed: &mut Bed, form: Form) -> Result<()> {
         "adaptive-rx was set: {on}"
     );
     let client = Client::new(&bed.cable.server, Direction::HostToGuest, 60);
-    let flow = bed.guest().spawn(&client.command())?;
+    let flow = client.start(bed.guest())?;
     let changed = wait_change(bed, before);
     flow.kill()?;
     log::info!("{before:?} has become {:?}", changed?);

@@ -432,7 +432,7 @@ fn message_level(bed: &mut Bed, _: Form) -> Result<()> {
 /// Online under traffic; offline, after which everything works again.
 fn self_test(bed: &mut Bed, _: Form) -> Result<()> {
     let client = Client::new(&bed.cable.server, Direction::GuestToHost, 60);
-    let flow = bed.guest().spawn(&client.command())?;
+    let flow = client.start(bed.guest())?;
     let online = bed.guest().sh(&format!("ethtool -t {INTERFACE} online"));
     flow.kill()?;
     let online = online?;

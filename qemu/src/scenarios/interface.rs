@@ -78,7 +78,7 @@ fn up_and_down(bed: &mut Bed, form: Form) -> Result<()> {
     ))?;
     bed.lay_cable()?;
     let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600).with("--bidir");
-    let flow = bed.guest().spawn(&client.command())?;
+    let flow = client.start(bed.guest())?;
     let result = bed.guest().sh_within(
         &format!(
             "for i in $(seq {rounds}); do sleep 0.2; ip link set {INTERFACE} down && ip link set {INTERFACE} up || exit 1; done"

@@ -25,7 +25,7 @@ pub fn toggles(bed: &mut Bed, form: Form) -> Result<()> {
     let rounds = bed.rounds(form, 10, 200);
     let guest = bed.guest();
     let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600);
-    let traffic = guest.spawn(&client.command())?;
+    let traffic = client.start(guest)?;
     let watch = Watch::start(guest, INTERFACE)?;
     let result = (1..=rounds).try_for_each(|round| {
         let one = || -> Result<()> {

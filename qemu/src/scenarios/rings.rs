@@ -75,7 +75,7 @@ fn kind_of_rings(bed: &Bed, packed: bool) -> Result<()> {
 fn pause(bed: &mut Bed, form: Form) -> Result<()> {
     for direction in [Direction::GuestToHost, Direction::HostToGuest] {
         let client = Client::new(&bed.cable.server, direction, 3600);
-        let flow = bed.guest().spawn(&client.command())?;
+        let flow = client.start(bed.guest())?;
         let rounds = form.pick(3, 10);
         let result = (1..=rounds).try_for_each(|round| {
             std::thread::sleep(Duration::from_millis(300));

@@ -31,7 +31,7 @@ pub fn kill_backend(bed: &mut Bed, form: Form) -> Result<()> {
     for direction in [Direction::GuestToHost, Direction::HostToGuest] {
         let rounds = form.pick(2, 5);
         let client = Client::new(&bed.cable.server, direction, 3600);
-        let flow = bed.guest().spawn(&client.command())?;
+        let flow = client.start(bed.guest())?;
         let result = (1..=rounds).try_for_each(|round| {
             std::thread::sleep(Duration::from_millis(700));
             bed.backend()?.kill()?;
@@ -156,7 +156,7 @@ fn guest_reboot(bed: &mut Bed, _: Form) -> Result<()> {
 fn reset_under_traffic(bed: &mut Bed, form: Form) -> Result<()> {
     for _ in 0..form.pick(1, 5) {
         let client = Client::new(&bed.cable.server, Direction::HostToGuest, 60);
-        bed.guest().spawn(&client.command())?;
+        client.start(bed.guest())?;
         std::thread::sleep(Duration::from_millis(700));
         bed.machine.reset()?;
         bed.lay_cable()?;
@@ -168,7 +168,7 @@ fn reset_under_traffic(bed: &mut Bed, form: Form) -> Result<()> {
 fn kill_qemu(bed: &mut Bed, form: Form) -> Result<()> {
     for _ in 0..form.pick(1, 5) {
         let client = Client::new(&bed.cable.server, Direction::GuestToHost, 60);
-        bed.guest().spawn(&client.command())?;
+        client.start(bed.guest())?;
         std::thread::sleep(Duration::from_millis(700));
         bed.replace_machine()?;
     }

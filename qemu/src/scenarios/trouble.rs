@@ -55,7 +55,7 @@ fn memory_pressure(bed: &mut Bed, form: Form) -> Result<()> {
     let reserve = bed.guest().sh("cat /proc/sys/vm/min_free_kbytes")?;
     bed.guest().sh("echo 512 > /proc/sys/vm/min_free_kbytes")?;
     let client = Client::new(&bed.cable.server, Direction::GuestToHost, seconds).with("--bidir");
-    let traffic = bed.guest().spawn(&client.command())?;
+    let traffic = client.start(bed.guest())?;
     let hog = "a = []\nwhile True: a.append(b'x' * (1 << 20))";
     let pressed = bed.guest().sh_within(
         &format!(
@@ -82,7 +82,7 @@ fn device_stalls(bed: &mut Bed, form: Form) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(bed.backend()?.pid())?).context("no process")?;
     for _ in 0..form.pick(1, 5) {
         let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600).with("--bidir");
-        let traffic = bed.guest().spawn(&client.command())?;
+        let traffic = client.start(bed.guest())?;
         std::thread::sleep(Duration::from_secs(1));
         kill_process(pid, Signal::STOP).context("cannot stop the backend")?;
         std::thread::sleep(Duration::from_secs(12));
