@@ -82,6 +82,23 @@ impl Options {
     }
 }
 
+/// How a backend is started.
+#[derive(Debug)]
+pub struct Launch {
+    /// The program.
+    pub binary: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Where frontends plug in, or the first of them.
+    pub socket: PathBuf,
+    /// The control socket.
+    pub control: PathBuf,
+    /// Where it logs to.
+    pub log: PathBuf,
+    /// The NIC's port, if it is at a switch.
+    pub port: Option<&'static str>,
+}
+
 /// The backend. It is killed when dropped.
 #[derive(Debug)]
 pub struct Backend {
@@ -137,15 +154,33 @@ impl Backend {
         }
         arguments.extend(options.extra.iter().cloned());
 
-        let log = lab.run.logs.join(format!("{id}.backend.log"));
-        let binary = lab.ferronic.clone();
+        Backend::launch(Launch {
+            binary: lab.ferronic.clone(),
+            arguments,
+            log: lab.run.logs.join(format!("{id}.backend.log")),
+            socket,
+            control,
+            // What the switch calls its first port.
+            port: options.uplink.is_switch().then_some("p0"),
+        })
+    }
+
+    /// Starts a backend with arguments that say what `launch` says, and waits until it listens.
+    pub fn launch(launch: Launch) -> Result<Self> {
+        let Launch {
+            binary,
+            arguments,
+            socket,
+            control,
+            log,
+            port,
+        } = launch;
         let process = spawn(&binary, &arguments, &log)?;
         let backend = Backend {
             socket,
             control,
             log,
-            // What the switch calls its first port.
-            port: options.uplink.is_switch().then_some("p0"),
+            port,
             binary,
             arguments,
             process: Mutex::new(process),

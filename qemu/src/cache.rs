@@ -93,8 +93,8 @@ impl Key {
     }
 
     /// `NAME-<12 hex digits>`.
-    fn dir_name(self) -> String {
-        let digest = self.hash.finalize();
+    fn dir_name(&self) -> String {
+        let digest = self.hash.clone().finalize();
         let hex = base16ct::lower::encode_string(&digest);
         format!("{}-{}", self.name, hex.get(..12).unwrap_or(&hex))
     }
@@ -166,6 +166,16 @@ impl Cache {
         Logs::create(logs.join(format!("{seconds}-{verb}-{}", std::process::id())))
     }
 
+    /// The artefact's directory, if it has been made.
+    pub fn find(&self, key: &Key) -> Option<PathBuf> {
+        let name = key.dir_name();
+        let whole = self.root.join(&name);
+        whole.is_dir().then(|| {
+            self.mark_used(&name);
+            whole
+        })
+    }
+
     /// Returns the artefact's directory, made by `build` in a `.part` directory if it is not there.
     pub fn artefact(
         &self,
@@ -174,12 +184,11 @@ impl Cache {
         build: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         let kind = format!("{}-", key.name);
-        let name = key.dir_name();
-        let whole = self.root.join(&name);
-        if whole.is_dir() {
-            self.mark_used(&name);
+        if let Some(whole) = self.find(&key) {
             return Ok(whole);
         }
+        let name = key.dir_name();
+        let whole = self.root.join(&name);
         let lock = self.lock(&name)?;
         if whole.is_dir() {
             return Ok(whole);

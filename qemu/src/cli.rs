@@ -88,7 +88,7 @@ pub enum Command {
     Demo(demo::Args),
     /// Run all tests: the repository's own on the host, and scenarios in guests
     Test(test::Args),
-    /// Measure the NIC beside QEMU's own and passt
+    /// Measure the NIC beside QEMU's own, passt and DPDK
     Bench(bench::Args),
     /// Boot a guest and give you its console, with the NIC and its control socket ready
     Shell(shell::Args),

@@ -161,10 +161,10 @@ pub fn workspace() -> &'static Path {
     lab.parent().unwrap_or(lab)
 }
 
-/// A program of this workspace, built for release as the lab itself is.
-fn beside_lab(name: &str) -> Result<PathBuf> {
+/// The program `ferronic`, built for release as the lab itself is.
+pub fn ferronic() -> Result<PathBuf> {
     let lab = std::env::current_exe().context("cannot find the lab's own program file")?;
-    Ok(lab.with_file_name(name))
+    Ok(lab.with_file_name("ferronic"))
 }
 
 impl Parts {
@@ -197,7 +197,7 @@ impl Parts {
             module,
         } = self;
         let qemu = options.qemu.clone();
-        let ferronic = beside_lab("ferronic")?;
+        let ferronic = ferronic()?;
         let accel = Accel::Tcg;
         let mut lab = Lab {
             cache,

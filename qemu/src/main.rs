@@ -22,6 +22,7 @@ mod host;
 mod kernel_log;
 mod ktap;
 mod lab;
+mod load;
 mod machine;
 mod meanwhile;
 mod net;
@@ -33,12 +34,12 @@ mod test;
 mod traffic;
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
-use cache::Cache;
+use cache::{Cache, Logs};
 use cli::{Cli, Command};
 use lab::{Lab, Needs, When};
 use meanwhile::Meanwhile;
@@ -75,6 +76,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 
 /// The outer process: makes what is missing, then calls itself in new namespaces.
 fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
+    if let Command::Bench(args) = command {
+        bench::prepare(args)?;
+        if !args.has_guests() {
+            lab::build_ferronic()?;
+            let logs = Cache::open()?.new_log_dir(command.name())?;
+            return pass_on(sandbox::net::run_inside(logs.path())?, &logs);
+        }
+    }
     let needs = command.needs(&cli.options);
     let parts = lab::prepare(&cli.options, needs)?;
     if command.needs_ferronic() {
@@ -94,7 +103,11 @@ fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
             ExitCode::FAILURE
         });
     }
-    let status = sandbox::net::run_inside(logs.path())?;
+    pass_on(sandbox::net::run_inside(logs.path())?, &logs)
+}
+
+/// The inner process has ended: so does this one.
+fn pass_on(status: ExitStatus, logs: &Logs) -> Result<ExitCode> {
     match status.code() {
         Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         None => bail!(
@@ -108,6 +121,12 @@ fn outside(cli: &Cli, command: &Command) -> Result<ExitCode> {
 /// The inner process: the work itself.
 fn inside(cli: &Cli, command: &Command, run: sandbox::net::Run) -> Result<ExitCode> {
     sandbox::net::settle()?;
+    if let Command::Bench(args) = command
+        && !args.has_guests()
+    {
+        bench::run_without_guests(&run, args)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let parts = lab::prepare(&cli.options, command.needs(&cli.options))?;
     let lab = parts.into_lab(&cli.options, run)?;
     net::settle(&lab)?;

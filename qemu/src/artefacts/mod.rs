@@ -5,10 +5,12 @@
 //! - [`kernel`]: the guest kernel and its modules, from Debian's source package.
 //! - [`guest`]: the guest's root file system.
 //! - [`module`]: our driver.
+//! - [`dpdk`]: DPDK, which only a bench needs.
 //!
 //! All but our driver come from Debian's own archive, at versions the host's Debian need not have.
 
 mod debian;
+pub mod dpdk;
 pub mod guest;
 pub mod kernel;
 pub mod module;

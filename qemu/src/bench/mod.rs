@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! `cargo lab bench`: our NIC beside others, in the same guest, in the same run.
+//! `cargo lab bench`: our NIC beside others, in the same guest or without any, in the same run.
 //!
-//! A bench measures *set-ups* ([`setups`]), ours and its peers', and says what it found as a list
-//! of [`Case`]s: one figure of ours, the same figure of each peer, and the ratio to the best.
+//! A bench measures *set-ups*, ours and its peers' ([`setups`], or [`stage`] where there is no guest),
+//! and says what it found as a list of [`Case`]s: one figure of ours, the same figure of each peer, and
+//! the ratio to the best.
 //!
 //! # Limitations
 //! The figures compare set-ups on this host at this hour and are good for nothing else. What other
@@ -14,17 +15,25 @@ mod driver;
 mod host;
 mod iperf;
 mod passt;
+mod ring;
 mod samples;
 mod setups;
+mod stage;
+mod testpmd;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::lab::{Lab, Needs, When};
+use crate::artefacts::dpdk;
+use crate::cache::Cache;
+use crate::lab::{Lab, Needs, When, ferronic};
+use crate::progress::say;
+use crate::sandbox::net::Run;
 use case::Case;
 use host::Weather;
+use stage::Stage;
 
 /// Options of `cargo lab bench`.
 #[derive(Debug, clap::Args)]
@@ -51,18 +60,48 @@ pub enum Name {
     /// The guest's drivers, ours and Linux's own: throughput, small packets, delay, interrupts, and
     /// instructions a packet
     Driver,
+    /// No guest: packets through rings, with a load generator on one processor and our NIC, or DPDK's
+    /// vhost, polling on another
+    Ring,
 }
 
 impl Name {
-    const ALL: &[Name] = &[Name::Iperf, Name::Driver];
+    const ALL: &[Name] = &[Name::Iperf, Name::Driver, Name::Ring];
+
+    /// Whether guests are booted for it.
+    fn has_guests(self) -> bool {
+        matches!(self, Name::Iperf | Name::Driver)
+    }
+}
+
+impl Args {
+    fn names(&self) -> &[Name] {
+        self.name.as_ref().map_or(Name::ALL, std::slice::from_ref)
+    }
+
+    /// Whether guests are booted.
+    pub fn has_guests(&self) -> bool {
+        self.names().iter().any(|name| name.has_guests())
+    }
 }
 
 /// What has to be made for a bench.
 pub fn needs(args: &Args) -> Needs {
     Needs {
         debug_kernel: When::Never,
-        module: args.name != Some(Name::Iperf),
+        module: args.names().contains(&Name::Driver),
     }
+}
+
+/// Fetches what benches compare with and nothing else in the lab needs. Done outside of the run's
+/// namespaces, where the network is.
+pub fn prepare(args: &Args) -> Result<()> {
+    if args.names().contains(&Name::Ring)
+        && let Err(e) = dpdk::dpdk(&Cache::open()?)
+    {
+        say(format!("{e:#}; the bench goes on without DPDK"));
+    }
+    Ok(())
 }
 
 /// What a bench found.
@@ -75,21 +114,51 @@ struct Findings {
 
 /// Runs one bench or all.
 pub fn run(lab: &Lab, args: &Args) -> Result<()> {
-    let names = args.name.as_ref().map_or(Name::ALL, std::slice::from_ref);
+    let setting = format!("guest on {}, 2 CPUs", lab.accel.name());
+    measure(args, &setting, |name, weather| match name {
+        Name::Iperf => iperf::run(lab, args, weather),
+        Name::Driver => driver::run(lab, args, weather),
+        name => without_guest(name, &lab.run, &lab.ferronic, args, weather),
+    })
+}
+
+/// Runs one that has no guests.
+pub fn run_without_guests(run: &Run, args: &Args) -> Result<()> {
+    let ferronic = ferronic()?;
+    measure(args, "no guest", |name, weather| {
+        without_guest(name, run, &ferronic, args, weather)
+    })
+}
+
+fn without_guest(
+    name: Name,
+    run: &Run,
+    ferronic: &Path,
+    args: &Args,
+    weather: &mut Weather,
+) -> Result<Findings> {
+    let stage = Stage::new(run.clone(), ferronic.to_owned())?;
+    match name {
+        Name::Ring => ring::run(&stage, args, weather),
+        Name::Iperf | Name::Driver => bail!("this bench needs guests"),
+    }
+}
+
+fn measure(
+    args: &Args,
+    setting: &str,
+    mut bench: impl FnMut(Name, &mut Weather) -> Result<Findings>,
+) -> Result<()> {
     let mut weather = Weather::observe()?;
     let mut cases = Vec::new();
     let mut details = String::new();
-    for name in names {
-        let found = match name {
-            Name::Iperf => iperf::run(lab, args, &mut weather)?,
-            Name::Driver => driver::run(lab, args, &mut weather)?,
-        };
+    for name in args.names() {
+        let found = bench(*name, &mut weather)?;
         cases.extend(found.cases);
         details += &found.details;
     }
     print!(
-        "\nguest on {}, 2 CPUs; rounds: {}, {} s a transfer: median (min..max), and how many times better ours is\n\n{}\n{details}\n{}",
-        lab.accel.name(),
+        "\n{setting}; rounds: {}, {} s a transfer: median (min..max), and how many times better ours is\n\n{}\n{details}\n{}",
         args.rounds,
         args.seconds,
         case::table(&cases),
