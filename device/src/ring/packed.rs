@@ -23,10 +23,9 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::memory::{MemoryMap, Window};
-use super::piece_list::PieceList;
 use super::virtqueue::{
-    Chain, Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, Layout,
-    MAX_CHAIN, MAX_SIZE, OneWay, RingError,
+    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Layout, MAX_CHAIN, MAX_SIZE,
+    RingError, Take,
 };
 
 mod recovery;
@@ -179,6 +178,31 @@ pub struct PackedRing {
     pub(super) life: std::cell::Cell<usize>,
 }
 
+impl Take for PackedRing {
+    #[inline]
+    fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
+        let at = self.next_avail;
+        // Acquire: what the driver wrote before these flags is read after (2.8.20.1).
+        let first = self.read(at.slot, Ordering::Acquire);
+        let flags = word_flags(first);
+        if !at.is_available(flags) {
+            return Ok(None);
+        }
+        let (id, count, whole) = if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 {
+            let whole = self.element(at.slot, first, to).is_some();
+            (word_id(first), 1, whole)
+        } else {
+            self.follow(at.slot, first, to)?
+        };
+        if let Some(slot) = self.counts.get_mut(usize::from(at.slot)) {
+            *slot = count;
+        }
+        self.next_avail = self.after(at, count);
+        self.popped += 1;
+        Ok(Some((id, whole)))
+    }
+}
+
 impl PackedRing {
     /// The ring at `layout`, to go on at descriptor and wrap counter `place`.
     pub fn new(map: &Arc<MemoryMap>, layout: Layout, place: u16) -> Result<Self, RingError> {
@@ -261,43 +285,6 @@ impl PackedRing {
     /// Descriptors of the chain that was taken at `slot`.
     fn count(&self, slot: u16) -> u16 {
         self.counts.get(usize::from(slot)).copied().unwrap_or(1)
-    }
-
-    /// Takes the next chain and appends its pieces to `pieces`. A chain that breaks the rules has
-    /// no pieces and must be pushed back like any other.
-    #[inline]
-    pub fn pop(
-        &mut self,
-        direction: Direction,
-        pieces: &mut PieceList,
-    ) -> Result<Option<Chain>, RingError> {
-        let mut to = OneWay::new(direction, pieces);
-        let taken = self.take(&mut to)?;
-        Ok(taken.map(|(id, whole)| to.chain(id, whole)))
-    }
-
-    /// Takes the next chain: its id, and whether all of it was taken by `to`.
-    #[inline]
-    pub(super) fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
-        let at = self.next_avail;
-        // Acquire: what the driver wrote before these flags is read after (2.8.20.1).
-        let first = self.read(at.slot, Ordering::Acquire);
-        let flags = word_flags(first);
-        if !at.is_available(flags) {
-            return Ok(None);
-        }
-        let (id, count, whole) = if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 {
-            let whole = self.element(at.slot, first, to).is_some();
-            (word_id(first), 1, whole)
-        } else {
-            self.follow(at.slot, first, to)?
-        };
-        if let Some(slot) = self.counts.get_mut(usize::from(at.slot)) {
-            *slot = count;
-        }
-        self.next_avail = self.after(at, count);
-        self.popped += 1;
-        Ok(Some((id, whole)))
     }
 
     #[inline]

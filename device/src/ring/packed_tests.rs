@@ -11,7 +11,7 @@ use super::driver::{BUFFERS, INDIRECT, MEMORY, NEXT, WRITE};
 use super::packed::{BEGINNING, PackedRing};
 use super::packed_driver::{AVAIL, At, Buffer, DESC, DISABLE, ENABLE, PackedDriver, USED};
 use super::piece_list::PieceList;
-use super::virtqueue::{Chain, Direction, Layout, Ring, RingError, Start};
+use super::virtqueue::{Chain, Direction, Layout, Ring, RingError, Start, Take};
 
 const B: u64 = BUFFERS;
 

@@ -3,7 +3,7 @@
 //!
 //! # Design
 //! The three areas are translated once, when the ring starts, into [`Window`]s. Chains are taken
-//! with [`SplitRing::pop`] and come back in the same order with [`SplitRing::push`]; what was pushed
+//! with [`Take`] and come back in the same order with [`SplitRing::push`]; what was pushed
 //! becomes visible to the driver in one store with [`SplitRing::publish`], so that a packet of
 //! several buffers appears whole. Because order is kept, the ring's position is one number: chains
 //! that were popped and not pushed are given back with [`SplitRing::rewind`].
@@ -18,10 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::memory::{MemoryMap, Window};
-use super::piece_list::PieceList;
 use super::virtqueue::{
-    Chain, Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, Layout,
-    MAX_CHAIN, MAX_SIZE, OneWay, RingError,
+    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Layout, MAX_CHAIN, MAX_SIZE,
+    RingError, Take,
 };
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (2.7.6).
@@ -58,6 +57,23 @@ pub struct SplitRing {
 /// Whether an index that moves from `old` to `new` passes `event` (2.7.7.2, 2.7.10).
 fn passes(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+impl Take for SplitRing {
+    #[inline]
+    fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
+        if self.avail_idx == self.next_avail && !self.refresh()? {
+            return Ok(None);
+        }
+        let entry = ENTRIES + 2 * self.slot(self.next_avail);
+        let head = self.avail.load_u16(entry, Ordering::Relaxed);
+        if head >= self.size {
+            return Err(RingError::BadHead(head));
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        let whole = self.walk(head, to).is_some();
+        Ok(Some((head, whole)))
+    }
 }
 
 impl SplitRing {
@@ -117,35 +133,6 @@ impl SplitRing {
         }
         self.avail_idx = idx;
         Ok(idx != self.next_avail)
-    }
-
-    /// Takes the next chain and appends its pieces to `pieces`. A chain that breaks the rules has
-    /// no pieces and must be pushed back like any other.
-    #[inline]
-    pub fn pop(
-        &mut self,
-        direction: Direction,
-        pieces: &mut PieceList,
-    ) -> Result<Option<Chain>, RingError> {
-        let mut to = OneWay::new(direction, pieces);
-        let taken = self.take(&mut to)?;
-        Ok(taken.map(|(head, whole)| to.chain(head, whole)))
-    }
-
-    /// Takes the next chain: its head, and whether all of it was taken by `to`.
-    #[inline]
-    pub(super) fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
-        if self.avail_idx == self.next_avail && !self.refresh()? {
-            return Ok(None);
-        }
-        let entry = ENTRIES + 2 * self.slot(self.next_avail);
-        let head = self.avail.load_u16(entry, Ordering::Relaxed);
-        if head >= self.size {
-            return Err(RingError::BadHead(head));
-        }
-        self.next_avail = self.next_avail.wrapping_add(1);
-        let whole = self.walk(head, to).is_some();
-        Ok(Some((head, whole)))
     }
 
     /// Follows a chain (2.7.5). `None` when it breaks the rules: a loop, an index outside the

@@ -8,7 +8,7 @@ use vm_memory::GuestAddress;
 use super::driver::{BUFFERS, Desc, Driver, INDIRECT, MEMORY, NEXT, WRITE};
 use super::piece_list::PieceList;
 use super::split::SplitRing;
-use super::virtqueue::{Chain, Direction, Layout, RingError};
+use super::virtqueue::{Chain, Direction, Layout, RingError, Take};
 
 const B: u64 = BUFFERS;
 

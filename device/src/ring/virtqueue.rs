@@ -122,6 +122,43 @@ pub struct Chain {
     pub len: Option<usize>,
 }
 
+/// Takes chains from a ring: what is the same for both kinds.
+pub(super) trait Take {
+    /// Takes the next chain: its head (split) or id (packed), and whether all of it was taken by
+    /// `to`.
+    fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError>;
+
+    /// As [`Ring::pop`].
+    #[inline]
+    fn pop(
+        &mut self,
+        direction: Direction,
+        pieces: &mut PieceList,
+    ) -> Result<Option<Chain>, RingError> {
+        let mut to = OneWay::new(direction, pieces);
+        let taken = self.take(&mut to)?;
+        Ok(taken.map(|(head, whole)| to.chain(head, whole)))
+    }
+
+    /// As [`Ring::pop_both`].
+    fn pop_both(
+        &mut self,
+        readable: &mut PieceList,
+        writable: &mut PieceList,
+    ) -> Result<Option<Chain>, RingError> {
+        let mut both = BothWays(
+            OneWay::new(Direction::Readable, readable),
+            OneWay::new(Direction::Writable, writable),
+        );
+        let taken = self.take(&mut both)?;
+        let BothWays(readable, writable) = both;
+        Ok(taken.map(|(head, whole)| {
+            writable.chain(head, whole);
+            readable.chain(head, whole)
+        }))
+    }
+}
+
 /// Takes the buffers of one chain.
 pub(super) trait Collect {
     /// The next buffer; `None` when the chain breaks the rules.
@@ -129,7 +166,7 @@ pub(super) trait Collect {
 }
 
 /// Collects the buffers of one direction and passes over the others.
-pub(super) struct OneWay<'a> {
+struct OneWay<'a> {
     pieces: &'a mut PieceList,
     writable: bool,
     /// Pieces and octets that were there before.
@@ -139,7 +176,7 @@ pub(super) struct OneWay<'a> {
 
 impl<'a> OneWay<'a> {
     #[inline]
-    pub fn new(direction: Direction, pieces: &'a mut PieceList) -> Self {
+    fn new(direction: Direction, pieces: &'a mut PieceList) -> Self {
         OneWay {
             writable: direction == Direction::Writable,
             count: pieces.count(),
@@ -150,7 +187,7 @@ impl<'a> OneWay<'a> {
 
     /// The chain that was followed to its end, if it was `whole`.
     #[inline]
-    pub fn chain(self, head: u16, whole: bool) -> Chain {
+    fn chain(self, head: u16, whole: bool) -> Chain {
         if !whole {
             self.pieces.truncate(self.count);
         }
@@ -174,7 +211,7 @@ impl Collect for OneWay<'_> {
 }
 
 /// Collects the buffers of both directions.
-pub(super) struct BothWays<'a>(pub OneWay<'a>, pub OneWay<'a>);
+struct BothWays<'a>(OneWay<'a>, OneWay<'a>);
 
 impl Collect for BothWays<'_> {
     fn put(&mut self, writable: bool, addr: u64, len: u32) -> Option<()> {
@@ -258,16 +295,7 @@ impl Ring {
         readable: &mut PieceList,
         writable: &mut PieceList,
     ) -> Result<Option<Chain>, RingError> {
-        let mut both = BothWays(
-            OneWay::new(Direction::Readable, readable),
-            OneWay::new(Direction::Writable, writable),
-        );
-        let Some((head, whole)) = either!(self, ring => ring.take(&mut both))? else {
-            return Ok(None);
-        };
-        let BothWays(readable, writable) = both;
-        writable.chain(head, whole);
-        Ok(Some(readable.chain(head, whole)))
+        either!(self, ring => ring.pop_both(readable, writable))
     }
 
     /// Gives back the last `n` chains that were popped and not pushed; they come again.
