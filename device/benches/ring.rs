@@ -16,7 +16,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ferronic::datapath::workers::Workers;
 use ferronic::datapath::{Dataplane, RingSetup};
 use ferronic::nic::features::{
-    Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+    Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MRG_RXBUF,
 };
 use ferronic::nic::offload::Offloads;
@@ -25,7 +25,7 @@ use ferronic::ring::memory::MemoryMap;
 use ferronic::ring::packed::BEGINNING;
 use ferronic::ring::piece_list::PieceList;
 use ferronic::ring::pieces::{Pieces, PiecesMut};
-use ferronic::ring::virtqueue::{self, Direction, Layout, Start};
+use ferronic::ring::virtqueue::{self, Direction, Format, Layout, Start};
 use ferronic::uplink::{Negotiated, Received, Sent, Uplink, UplinkQueue};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -112,16 +112,19 @@ impl Ring {
 fn chains(c: &mut Criterion) {
     let mut group = c.benchmark_group("ring");
     group.throughput(Throughput::Elements(u64::from(SIZE)));
-    for (name, packed, batch) in [
-        ("pop, push, publish", false, 1),
-        ("pop, push; publish 32", false, 32),
-        ("packed: pop, push, publish", true, 1),
-        ("packed: pop, push; publish 32", true, 32),
+    for (name, packed, batches, publish) in [
+        ("pop, push, publish", false, false, 1),
+        ("pop, push; publish 32", false, false, 32),
+        ("pop, push; publish 32, in order", false, true, 32),
+        ("packed: pop, push, publish", true, false, 1),
+        ("packed: pop, push; publish 32", true, false, 32),
+        ("packed: pop, push; publish 32, in order", true, true, 32),
     ] {
         group.bench_function(name, |b| {
             let mut driver = Ring::new(false, packed);
             let (map, layout, start) = (&driver.map, driver.layout, driver.start());
-            let mut ring = virtqueue::Ring::new(packed, map, layout, start).unwrap();
+            let format = Format { packed, batches };
+            let mut ring = virtqueue::Ring::new(format, map, layout, start).unwrap();
             let mut pieces = PieceList::new(driver.map.clone());
             let mut round = || {
                 driver.offer_all();
@@ -131,7 +134,7 @@ fn chains(c: &mut Criterion) {
                     let chain = ring.pop(Direction::Readable, &mut pieces).unwrap().unwrap();
                     black_box(pieces.packet());
                     ring.push(chain.head, 0);
-                    if i % batch == 0 {
+                    if i % publish == 0 {
                         ring.publish();
                     }
                 }
@@ -299,14 +302,18 @@ fn packets(c: &mut Criterion) {
     ]
     .concat();
     let packed = [&plain[..], &[VIRTIO_F_RING_PACKED]].concat();
+    let [in_order, packed_in_order] =
+        [&plain[..], &packed].map(|features| [features, &[VIRTIO_F_IN_ORDER]].concat());
     let packed_segmented = [&segmented[..], &[VIRTIO_F_RING_PACKED]].concat();
     let mut group = c.benchmark_group("worker");
     group.throughput(Throughput::Elements(u64::from(SIZE)));
     for (name, receives, features) in [
         ("transmit", false, &plain[..]),
+        ("transmit, in order", false, &in_order),
         ("receive, mergeable", true, &plain),
         ("receive, mergeable, room for 64 KiB", true, &segmented),
         ("packed: transmit", false, &packed),
+        ("packed: transmit, in order", false, &packed_in_order),
         ("packed: receive, mergeable", true, &packed),
         (
             "packed: receive, mergeable, room for 64 KiB",

@@ -4,7 +4,7 @@
 
 mod frontend_support;
 
-use ferronic::nic::features::VIRTIO_F_RING_PACKED;
+use ferronic::nic::features::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED};
 use vm_memory::{Bytes, GuestAddress};
 
 use frontend_support::client::*;
@@ -12,6 +12,8 @@ use frontend_support::guest::{Driver, HEADER, RING_SIZE, frame};
 use frontend_support::{Device, eventually, netdev};
 
 const PACKED: u64 = FEATURES | 1 << VIRTIO_F_RING_PACKED;
+/// ... and what was sent is used in batches.
+const IN_ORDER: u64 = PACKED | 1 << VIRTIO_F_IN_ORDER;
 /// Descriptor 0, with a wrap counter of 1.
 const BEGINNING: u16 = 0x8000;
 const TRANSMIT: usize = 1;
@@ -32,8 +34,16 @@ impl Sender {
         Sender { driver, sent: 0 }
     }
 
-    /// Makes the next frame available; gives its descriptor's address and flags once it is used.
+    /// Makes the next frame available and kicks; gives its descriptor's address and flags once it is
+    /// used.
     fn offer(&mut self) -> (GuestAddress, u16) {
+        let desc = self.offer_quietly();
+        let kick = &self.driver.rings[TRANSMIT].kick;
+        rustix::io::write(kick, &1u64.to_ne_bytes()).unwrap();
+        desc
+    }
+
+    fn offer_quietly(&mut self) -> (GuestAddress, u16) {
         let size = usize::from(RING_SIZE);
         let ring = &self.driver.rings[TRANSMIT];
         let packet = [&[0; HEADER], &frame(self.sent)[..]].concat();
@@ -51,7 +61,6 @@ impl Sender {
             _ => (1 << 15, 0),
         };
         put(12, self.sent as u32 & 0xff | available << 16);
-        rustix::io::write(&ring.kick, &1u64.to_ne_bytes()).unwrap();
         self.sent += 1;
         (GuestAddress(at + 14), used)
     }
@@ -102,21 +111,51 @@ fn a_frontend_learns_where_a_ring_has_stopped_and_starts_it_there() {
 #[test]
 fn a_frontend_that_hangs_up_and_comes_back_need_not_know() {
     let device = Device::new(1);
+    for features in [PACKED, IN_ORDER] {
+        let mut sender = Sender::new();
+        for count in [5, usize::from(RING_SIZE), 7, 3 * usize::from(RING_SIZE)] {
+            let mut client = netdev(&device);
+            client.start_netdev(&sender.driver, features);
+            sender.send(&device, count);
+            drop(client);
+            eventually("it is gone", || device.nic.frontend().is_none());
+            // In the meantime the driver goes on.
+            sender.offer();
+            let mut client = netdev(&device);
+            client.start_netdev(&sender.driver, features);
+            assert_eq!(device.cable.take(0)[HEADER..], frame(sender.sent - 1));
+            drop(client);
+            eventually("it is gone", || device.nic.frontend().is_none());
+        }
+        assert_eq!(sender.driver.rings[TRANSMIT].base, BEGINNING);
+    }
+}
+
+#[test]
+fn nor_does_it_after_batches() {
+    let device = Device::new(1);
     let mut sender = Sender::new();
-    for count in [5, usize::from(RING_SIZE), 7, 3 * usize::from(RING_SIZE)] {
+    let mut batches = 0;
+    for count in [2, 7, 16, usize::from(RING_SIZE), 3, usize::from(RING_SIZE)] {
+        // All of them are there when the device comes, which uses them in batches.
+        let start = sender.sent;
+        let descs: Vec<_> = (0..count).map(|_| sender.offer_quietly()).collect();
         let mut client = netdev(&device);
-        client.start_netdev(&sender.driver, PACKED);
-        sender.send(&device, count);
-        drop(client);
-        eventually("it is gone", || device.nic.frontend().is_none());
-        // In the meantime the driver goes on.
-        sender.offer();
-        let mut client = netdev(&device);
-        client.start_netdev(&sender.driver, PACKED);
-        assert_eq!(device.cable.take(0)[HEADER..], frame(sender.sent - 1));
+        client.start_netdev(&sender.driver, IN_ORDER);
+        for n in start..sender.sent {
+            assert_eq!(device.cable.take(0)[HEADER..], frame(n));
+        }
+        let is_used = |&(flags, used): &(GuestAddress, u16)| {
+            let now: u16 = sender.driver.guest.memory.read_obj(flags).unwrap();
+            now == used
+        };
+        eventually("the last is used", || is_used(&descs[count - 1]));
+        eventually("the first is used", || is_used(&descs[0]));
+        batches += usize::from(!descs.iter().all(is_used));
         drop(client);
         eventually("it is gone", || device.nic.frontend().is_none());
     }
+    assert!(batches > 0, "each was used by itself");
     assert_eq!(sender.driver.rings[TRANSMIT].base, BEGINNING);
 }
 

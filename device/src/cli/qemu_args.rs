@@ -51,6 +51,11 @@ pub struct QemuArgs {
     #[arg(long)]
     packed: bool,
 
+    /// Let the guest know that buffers are used in order, so that what it sends is given back in
+    /// batches (netdev; in device it always may).
+    #[arg(long)]
+    in_order: bool,
+
     /// Guest memory, which has to be shared with the backend.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
     memory: String,
@@ -128,6 +133,7 @@ fn words(args: &QemuArgs) -> Result<Vec<String>, Failure> {
                 .map(|n| format!(",host_mtu={n}"))
                 .unwrap_or_default();
             let packed = if args.packed { ",packed=on" } else { "" };
+            let in_order = if args.in_order { ",in_order=on" } else { "" };
             add(
                 "-chardev",
                 format!("socket,id={chardev},path={path},reconnect-ms=100"),
@@ -139,7 +145,8 @@ fn words(args: &QemuArgs) -> Result<Vec<String>, Failure> {
             add(
                 "-device",
                 format!(
-                    "virtio-net-pci,netdev={netdev}{device_id}{multi_device}{mac}{mtu}{packed}"
+                    "virtio-net-pci,netdev={netdev}{device_id}{multi_device}{mac}{mtu}{packed}\
+                     {in_order}"
                 ),
             );
         }
@@ -234,19 +241,19 @@ mod tests {
         assert_eq!(
             line(
                 "--socket-path /tmp/s --attach netdev --queues 4 --id net1 --no-memory \
-                 --mac 52:54:00:12:34:56 --mtu 9000 --packed"
+                 --mac 52:54:00:12:34:56 --mtu 9000 --packed --in-order"
             ),
             "-chardev socket,id=net1-chardev,path=/tmp/s,reconnect-ms=100 \
              -netdev vhost-user,id=net1-netdev,chardev=net1-chardev,queues=4 \
              -device virtio-net-pci,netdev=net1-netdev,id=net1,mq=on,vectors=10,\
-             mac=52:54:00:12:34:56,host_mtu=9000,packed=on"
+             mac=52:54:00:12:34:56,host_mtu=9000,packed=on,in_order=on"
         );
     }
 
     #[test]
     fn device_attachment() {
         assert_eq!(
-            line("--socket-path s --attach device --queues 2 --memory 1G --packed"),
+            line("--socket-path s --attach device --queues 2 --memory 1G --packed --in-order"),
             "-object memory-backend-memfd,id=mem0,size=1G,share=on \
              -machine q35,memory-backend=mem0 -m 1G -chardev socket,id=c0,path=s \
              -device vhost-user-test-device-pci,chardev=c0,virtio-id=1,num_vqs=5,vq_size=256,\

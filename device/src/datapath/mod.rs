@@ -20,7 +20,7 @@ use crate::nic::config_space::ConfigSpace;
 use crate::nic::control::DriverState;
 use crate::nic::features::{self, Features};
 use crate::ring::memory::MemoryMap;
-use crate::ring::virtqueue::{Layout, Ring, RingError, Start};
+use crate::ring::virtqueue::{Format, Layout, Ring, RingError, Start};
 use crate::uplink::{MAX_PACKET, Uplink};
 
 mod agreement;
@@ -281,9 +281,14 @@ impl Dataplane {
         let Some(role) = self.role(index, features) else {
             return Err(StartError::NoSuchQueue(index));
         };
-        let packed = features.has(features::VIRTIO_F_RING_PACKED);
+        let format = Format {
+            packed: features.has(features::VIRTIO_F_RING_PACKED),
+            // Into what the driver sends nothing is written. Of all else it must hear how much was.
+            batches: features.has(features::VIRTIO_F_IN_ORDER)
+                && matches!(role, Role::Queue(_, Side::Tx)),
+        };
         let ring =
-            Ring::new(packed, &setup.map, setup.layout, setup.start).map_err(StartError::Ring)?;
+            Ring::new(format, &setup.map, setup.layout, setup.start).map_err(StartError::Ring)?;
         match role {
             Role::Control => self.control.start(index, ring, setup),
             Role::Queue(pair, side) => self.start_queue(pair, side, features, ring, setup),

@@ -75,7 +75,7 @@ feature_bits! {
     VIRTIO_F_ACCESS_PLATFORM = 33;
     /// Packed virtqueues (2.8).
     VIRTIO_F_RING_PACKED = 34;
-    /// Buffers are used in the order in which they were made available.
+    /// Buffers are used in the order in which they were made available (2.7.9, 2.8.6).
     VIRTIO_F_IN_ORDER = 35;
     /// Memory is ordered as the platform says.
     VIRTIO_F_ORDER_PLATFORM = 36;
@@ -200,6 +200,7 @@ const ALWAYS: u64 = bits([
     VIRTIO_F_VERSION_1,
     VIRTIO_F_INDIRECT_DESC,
     VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_IN_ORDER,
     VIRTIO_NET_F_MAC,
     VIRTIO_NET_F_STATUS,
     VIRTIO_NET_F_MTU,

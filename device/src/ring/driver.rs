@@ -4,6 +4,7 @@
 //! It is written for a split ring. A packed one is given the same: descriptors are kept aside until
 //! the chain that they make is offered, and the index of its head is the buffer id.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -20,6 +21,8 @@ pub struct Driver {
     pub layout: Layout,
     avail_idx: u16,
     used_seen: u16,
+    /// Heads that the device has, if it uses them in order.
+    in_order: Option<VecDeque<u16>>,
     packed: Option<Packed>,
 }
 
@@ -83,6 +86,7 @@ impl Driver {
             layout,
             avail_idx: 0,
             used_seen: 0,
+            in_order: None,
             packed: None,
         }
     }
@@ -90,9 +94,21 @@ impl Driver {
     /// The same, but packed.
     pub fn packed(mut self) -> Self {
         self.packed = Some(Packed {
-            driver: PackedDriver::over(self.map.clone(), self.layout),
+            driver: PackedDriver {
+                in_order: self.in_order.is_some(),
+                ..PackedDriver::over(self.map.clone(), self.layout)
+            },
             table: vec![None; usize::from(self.layout.size)],
         });
+        self
+    }
+
+    /// The same with `VIRTIO_F_IN_ORDER`.
+    pub fn in_order(mut self) -> Self {
+        self.in_order = Some(VecDeque::new());
+        if let Some(packed) = &mut self.packed {
+            packed.driver.in_order = true;
+        }
         self
     }
 
@@ -246,6 +262,9 @@ impl Driver {
             .unwrap();
         self.avail_idx = self.avail_idx.wrapping_add(1);
         self.set_avail_idx(self.avail_idx);
+        if let Some(outstanding) = &mut self.in_order {
+            outstanding.push_back(head);
+        }
     }
 
     pub fn set_avail_idx(&self, idx: u16) {
@@ -286,7 +305,8 @@ impl Driver {
             .unwrap()
     }
 
-    /// Used entries that were published since the last call: id and length.
+    /// Used entries that were published since the last call: id and length. Those that need not be
+    /// written with `VIRTIO_F_IN_ORDER` count as if they said that nothing was written.
     pub fn take_used(&mut self) -> Vec<(u32, u32)> {
         if let Some(packed) = &mut self.packed {
             return packed.driver.take_used();
@@ -295,11 +315,19 @@ impl Driver {
         while self.used_seen != self.used_idx() {
             let slot = u64::from(self.used_seen % self.layout.size);
             let at = self.layout.used + 4 + 8 * slot;
-            let memory = self.memory();
-            taken.push((
-                memory.read_obj(GuestAddress(at)).unwrap(),
-                memory.read_obj(GuestAddress(at + 4)).unwrap(),
-            ));
+            let memory = self.map.guest();
+            let id: u32 = memory.read_obj(GuestAddress(at)).unwrap();
+            let len = memory.read_obj(GuestAddress(at + 4)).unwrap();
+            // The chains of a batch that come before the one that the entry is of.
+            while let Some(outstanding) = &mut self.in_order
+                && let head = u32::from(outstanding.pop_front().expect("the device had this chain"))
+                && head != id
+            {
+                taken.push((head, 0));
+                self.used_seen = self.used_seen.wrapping_add(1);
+                assert_ne!(self.used_seen, self.used_idx(), "a batch beyond the index");
+            }
+            taken.push((id, len));
             self.used_seen = self.used_seen.wrapping_add(1);
         }
         taken

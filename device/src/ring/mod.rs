@@ -13,6 +13,8 @@ pub mod driver;
 pub mod memory;
 pub mod packed;
 #[cfg(test)]
+mod packed_batch_tests;
+#[cfg(test)]
 #[allow(missing_docs)]
 pub mod packed_driver;
 #[cfg(test)]

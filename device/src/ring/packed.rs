@@ -14,6 +14,10 @@
 //! changes, are one value in front of the place where it stands and the other one behind.
 //! [`recovery`] reads them.
 //!
+//! With [batches](super::virtqueue::Format::batches) all that is published at a time is one used
+//! descriptor (2.8.6): the first, with the id of the last chain. [`batches`] says how the ring tells
+//! by itself then.
+//!
 //! # Limitations
 //! As in a split ring a chain that breaks the rules costs only itself. One that never ends, so that
 //! nobody can say where the next begins, is a [`RingError`]: the ring is not used again until the
@@ -28,7 +32,11 @@ use super::virtqueue::{
     RingError, Take,
 };
 
+mod batches;
+mod place;
 mod recovery;
+
+use place::Place;
 
 /// `VIRTQ_DESC_F_AVAIL` (2.8.1).
 const DESC_F_AVAIL: u16 = 1 << 7;
@@ -55,67 +63,6 @@ const EVENT_DESC: u16 = 2;
 const WRAP: u16 = 1 << 15;
 /// Where a driver that starts afresh begins: at descriptor 0 with a wrap counter of 1 (2.8.1).
 pub const BEGINNING: u16 = WRAP;
-
-/// A place in the ring: a descriptor and the wrap counter that goes with it (2.8.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    slot: u16,
-    wrap: bool,
-}
-
-impl Place {
-    /// From 15 bits of descriptor and one of wrap counter, as event suppression structures and
-    /// vhost-user have it.
-    fn from_bits(bits: u16) -> Self {
-        Place {
-            slot: bits & !WRAP,
-            wrap: bits & WRAP != 0,
-        }
-    }
-
-    fn bits(self) -> u16 {
-        self.slot | if self.wrap { WRAP } else { 0 }
-    }
-
-    /// The place `count` descriptors on, at most once around a ring of `size`.
-    fn after(self, count: u16, size: u16) -> Self {
-        let left = size - self.slot;
-        if count < left {
-            Place {
-                slot: self.slot + count,
-                ..self
-            }
-        } else {
-            Place {
-                slot: count - left,
-                wrap: !self.wrap,
-            }
-        }
-    }
-
-    /// Number of the place among the two laps that can be told apart.
-    fn number(self, size: u16) -> u32 {
-        u32::from(self.slot) + if self.wrap { 0 } else { u32::from(size) }
-    }
-
-    /// `VIRTQ_DESC_F_AVAIL` and `VIRTQ_DESC_F_USED` of a descriptor that is available here.
-    fn available(self) -> u16 {
-        if self.wrap { DESC_F_AVAIL } else { DESC_F_USED }
-    }
-
-    /// The same of one that was used here.
-    fn used(self) -> u16 {
-        if self.wrap {
-            DESC_F_AVAIL | DESC_F_USED
-        } else {
-            0
-        }
-    }
-
-    fn is_available(self, flags: u16) -> bool {
-        flags & (DESC_F_AVAIL | DESC_F_USED) == self.available()
-    }
-}
 
 /// A chain that was pushed and not published.
 #[derive(Clone, Copy, Debug)]
@@ -154,6 +101,7 @@ fn word_flags(word: u64) -> u16 {
 pub struct PackedRing {
     size: u16,
     event_idx: bool,
+    batches: bool,
     desc: Window,
     driver_event: Window,
     device_event: Window,
@@ -205,7 +153,12 @@ impl Take for PackedRing {
 
 impl PackedRing {
     /// The ring at `layout`, to go on at descriptor and wrap counter `place`.
-    pub fn new(map: &Arc<MemoryMap>, layout: Layout, place: u16) -> Result<Self, RingError> {
+    pub fn new(
+        map: &Arc<MemoryMap>,
+        layout: Layout,
+        place: u16,
+        batches: bool,
+    ) -> Result<Self, RingError> {
         let size = layout.size;
         if size == 0 || size > MAX_SIZE {
             return Err(RingError::BadSize(size));
@@ -221,6 +174,7 @@ impl PackedRing {
         Ok(PackedRing {
             size,
             event_idx: layout.event_idx,
+            batches,
             desc: window("descriptor ring", layout.desc, n * DESC_SIZE, 16)?,
             driver_event: window("driver event suppression", layout.avail, EVENT_SIZE, 4)?,
             device_event: window("device event suppression", layout.used, EVENT_SIZE, 4)?,
@@ -390,27 +344,40 @@ impl PackedRing {
         };
         let head = self.next_used;
         let count = self.count(head.slot);
-        let mut place = self.after(head, count);
+        let (mut shown, mut end) = (first, self.after(head, count));
         if count > 1 || !rest.is_empty() {
-            self.prepare(head, first);
-            self.mark(head, count);
-            for &used in rest {
-                let count = self.count(place.slot);
-                if count > 1 {
-                    self.prepare(place, used);
-                    self.mark(place, count);
-                }
-                self.write(place.slot, used.word(place), Ordering::Relaxed);
-                place = self.after(place, count);
+            if self.batches {
+                (shown, end) = self.mark_batch(first, rest);
+            } else {
+                end = self.write_rest(first, rest);
             }
         }
         // Release: the other descriptors and the buffers before the one that the driver looks at
         // (2.8.2, 2.8.9).
-        self.write(head.slot, first.word(head), Ordering::Release);
-        let published = self.after_in_laps(head, place);
+        self.write(head.slot, shown.word(head), Ordering::Release);
+        let published = self.after_in_laps(head, end);
         self.undecided = self.undecided.saturating_add(published);
-        self.next_used = place;
+        self.next_used = end;
         self.pushed.clear();
+    }
+
+    /// Writes all of what was pushed but the used descriptor of the `first` chain; where it ends.
+    fn write_rest(&self, first: Used, rest: &[Used]) -> Place {
+        let head = self.next_used;
+        let count = self.count(head.slot);
+        self.prepare(head, first);
+        self.mark(head, count);
+        let mut place = self.after(head, count);
+        for &used in rest {
+            let count = self.count(place.slot);
+            if count > 1 {
+                self.prepare(place, used);
+                self.mark(place, count);
+            }
+            self.write(place.slot, used.word(place), Ordering::Relaxed);
+            place = self.after(place, count);
+        }
+        place
     }
 
     /// Descriptors from `from` to `to`, which is behind it and less than two laps on.

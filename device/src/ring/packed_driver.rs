@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The driver's side of a packed ring, for tests: as naive as it can be.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -64,8 +64,10 @@ pub struct PackedDriver {
     pub used: At,
     /// Descriptors of the chain that was offered last.
     pub last: u16,
-    /// Descriptors of the chains that the device has, by id.
-    counts: BTreeMap<u16, u16>,
+    /// `VIRTIO_F_IN_ORDER` was negotiated.
+    pub in_order: bool,
+    /// The chains that the device has: id and number of descriptors.
+    pub outstanding: VecDeque<(u16, u16)>,
 }
 
 impl PackedDriver {
@@ -89,7 +91,8 @@ impl PackedDriver {
             avail: start,
             used: start,
             last: 0,
-            counts: BTreeMap::new(),
+            in_order: false,
+            outstanding: VecDeque::new(),
         }
     }
 
@@ -143,8 +146,8 @@ impl PackedDriver {
             }
         }
         self.set_flags(first.slot(), first_flags);
-        self.counts.insert(id, buffers.len() as u16);
         self.last = buffers.len() as u16;
+        self.outstanding.push_back((id, self.last));
         self.avail = first.on(self.last);
     }
 
@@ -175,16 +178,25 @@ impl PackedDriver {
     }
 
     /// What was used since the last call: id and length. It stops where the device has used what it
-    /// did not have.
+    /// did not have. Chains of a batch before its last one count as ones into which nothing was
+    /// written.
     pub fn take_used(&mut self) -> Vec<(u32, u32)> {
         let mut taken = Vec::new();
         while self.used != self.avail && self.is_used(self.used) {
             let at = self.desc(self.used.slot());
             let len = self.memory().read_obj(GuestAddress(at + 8)).unwrap();
             let id: u16 = self.memory().read_obj(GuestAddress(at + 12)).unwrap();
-            let count = self.counts.remove(&id).expect("the device had this chain");
-            self.used = self.used.on(count);
-            taken.push((u32::from(id), len));
+            let chain = self.outstanding.iter().position(|chain| chain.0 == id);
+            let last = chain.expect("the device had this chain");
+            let used = if self.in_order {
+                self.outstanding.drain(..=last).collect()
+            } else {
+                Vec::from_iter(self.outstanding.remove(last))
+            };
+            for (chain, count) in used {
+                self.used = self.used.on(count);
+                taken.push((u32::from(chain), if chain == id { len } else { 0 }));
+            }
         }
         taken
     }

@@ -11,19 +11,25 @@ use super::driver::{BUFFERS, INDIRECT, MEMORY, NEXT, WRITE};
 use super::packed::{BEGINNING, PackedRing};
 use super::packed_driver::{AVAIL, At, Buffer, DESC, DISABLE, ENABLE, PackedDriver, USED};
 use super::piece_list::PieceList;
-use super::virtqueue::{Chain, Direction, Layout, Ring, RingError, Start, Take};
+use super::virtqueue::{Chain, Direction, Format, Layout, Ring, RingError, Start, Take};
 
 const B: u64 = BUFFERS;
+const PACKED: Format = Format {
+    packed: true,
+    batches: false,
+};
 
-fn ring(driver: &PackedDriver) -> PackedRing {
-    PackedRing::new(&driver.map, driver.layout, driver.used.bits()).unwrap()
+pub fn ring(driver: &PackedDriver) -> PackedRing {
+    let place = driver.used.bits();
+    PackedRing::new(&driver.map, driver.layout, place, driver.in_order).unwrap()
 }
 
-fn recovered(driver: &PackedDriver) -> Result<u16, RingError> {
-    PackedRing::recover(&driver.map, driver.layout).map(|ring| ring.next_avail())
+pub fn recovered(driver: &PackedDriver) -> Result<u16, RingError> {
+    let ring = PackedRing::recover(&driver.map, driver.layout, driver.in_order);
+    ring.map(|ring| ring.next_avail())
 }
 
-fn pop(driver: &PackedDriver, ring: &mut PackedRing) -> Option<Chain> {
+pub fn pop(driver: &PackedDriver, ring: &mut PackedRing) -> Option<Chain> {
     ring.pop(Direction::Readable, &mut PieceList::new(driver.map.clone()))
         .unwrap()
 }
@@ -67,7 +73,7 @@ fn both_ways_of_a_chain_can_be_taken() {
     driver.offer(0, &[(B, 5, 0), (B + 100, 3, WRITE)]);
     driver.offer(1, &[(B, 5, WRITE), (B + 100, 3, 0)]);
     let start = Start::At(BEGINNING);
-    let mut ring = Ring::new(true, &driver.map, driver.layout, start).unwrap();
+    let mut ring = Ring::new(PACKED, &driver.map, driver.layout, start).unwrap();
     let [mut readable, mut writable] = [0; 2].map(|_| PieceList::new(driver.map.clone()));
     let taken = ring.pop_both(&mut readable, &mut writable).unwrap();
     assert_eq!(taken, chain(0, 5));
@@ -189,7 +195,7 @@ fn descriptors_of_another_lap_are_not_taken() {
 fn rings_that_cannot_be_are_refused() {
     let driver = PackedDriver::new(4, true);
     let good = driver.layout;
-    let new = |layout, place| PackedRing::new(&driver.map, layout, place).map(|_| ());
+    let new = |layout, place| PackedRing::new(&driver.map, layout, place, false).map(|_| ());
     for size in [0, 32769] {
         let bad = Layout { size, ..good };
         assert_eq!(new(bad, BEGINNING), Err(RingError::BadSize(size)));
@@ -296,7 +302,7 @@ fn a_frontend_that_remembers_only_the_beginning_does_no_harm() {
     }
     driver.offer(6, &[(B, 1, 0)]);
     let start = Start::Perhaps(BEGINNING);
-    let again = Ring::new(true, &driver.map, driver.layout, start).unwrap();
+    let again = Ring::new(PACKED, &driver.map, driver.layout, start).unwrap();
     assert_eq!(again.next_avail(), driver.used.bits());
 }
 
@@ -322,7 +328,7 @@ fn what_another_has_thrown_away_out_of_order_is_passed_over() {
                         driver.offer(id, &[(B, 1, 0)]);
                     }
                     throw_away(&driver, driver.used.on(kept));
-                    let ring = PackedRing::recover(&driver.map, driver.layout).unwrap();
+                    let ring = PackedRing::recover(&driver.map, driver.layout, false).unwrap();
                     assert_eq!(ring.next_avail(), driver.avail.bits());
                     assert_eq!(driver.take_used().len(), usize::from(offered));
                 }
@@ -450,6 +456,11 @@ impl Run {
         Ok(())
     }
 
+    /// The driver is in order, so the device uses chains in batches.
+    fn batches(&self) -> bool {
+        self.driver.in_order
+    }
+
     fn replace(&mut self, ring: PackedRing) {
         self.ring = ring;
         self.decided = None;
@@ -501,7 +512,9 @@ impl Run {
                 } else {
                     Start::Perhaps(BEGINNING)
                 };
-                let ring = Ring::new(true, &self.driver.map, self.driver.layout, start);
+                let batches = self.batches();
+                let format = Format { batches, ..PACKED };
+                let ring = Ring::new(format, &self.driver.map, self.driver.layout, start);
                 let Ok(Ring::Packed(ring)) = ring else {
                     panic!("{ring:?}");
                 };
@@ -516,9 +529,11 @@ impl Run {
                 prop_assert!(before == 0 || before == taken);
                 let mut batch = self.outstanding.iter().take(taken.saturating_sub(before));
                 let inner_list = batch.any(|&(_, _, count)| count > 1) && taken > 1;
-                match PackedRing::recover(&self.driver.map, self.driver.layout) {
+                let layout = self.driver.layout;
+                match PackedRing::recover(&self.driver.map, layout, self.batches()) {
                     Ok(ring) => self.replace(ring),
                     Err(e) => {
+                        prop_assert!(!self.batches());
                         prop_assert_eq!(e, RingError::Lost);
                         prop_assert!(inner_list);
                         return Ok(false);
@@ -526,6 +541,9 @@ impl Run {
                 }
                 let finished = self.check_used()?;
                 prop_assert!(finished + before <= taken);
+                if self.batches() {
+                    prop_assert!(finished == 0 || before == 0 && finished == taken);
+                }
                 prop_assert_eq!(self.ring.next_avail(), self.driver.used.bits());
                 // All the rest is still there.
                 let all = self.outstanding.len();
@@ -549,9 +567,10 @@ proptest! {
         size in prop_oneof![Just(16u16), 3u16..20],
         start in 0u64..50,
         event_idx in any::<bool>(),
-        flags in prop_oneof![Just(0u16), Just(WRITE)],
+        (flags, batches) in prop_oneof![Just((0u16, false)), Just((0, true)), Just((WRITE, false))],
     ) {
         let mut driver = PackedDriver::new(size, event_idx);
+        driver.in_order = batches;
         driver.start_at(start);
         let mut run = Run {
             ring: ring(&driver),
@@ -566,6 +585,7 @@ proptest! {
             if !run.step(step)? {
                 break;
             }
+            prop_assert_eq!(recovered(&run.driver), Ok(run.driver.used.bits()));
         }
     }
 
@@ -581,6 +601,7 @@ proptest! {
         direction in prop_oneof![Just(Direction::Readable), Just(Direction::Writable)],
         event_idx in any::<bool>(),
         recover in any::<bool>(),
+        batches in any::<bool>(),
     ) {
         let driver = PackedDriver::new(size, event_idx);
         let memory = driver.memory();
@@ -596,7 +617,8 @@ proptest! {
         driver.set_event(events[0], events[1]);
         let place = (place % size) | (place & BEGINNING);
         let start = if recover { Start::Perhaps(place) } else { Start::At(place) };
-        let Ok(mut ring) = Ring::new(true, &driver.map, driver.layout, start) else {
+        let format = Format { batches, ..PACKED };
+        let Ok(mut ring) = Ring::new(format, &driver.map, driver.layout, start) else {
             prop_assert!(recover);
             return Ok(());
         };

@@ -3,10 +3,14 @@
 //!
 //! # Design
 //! The three areas are translated once, when the ring starts, into [`Window`]s. Chains are taken
-//! with [`Take`] and come back in the same order with [`SplitRing::push`]; what was pushed
-//! becomes visible to the driver in one store with [`SplitRing::publish`], so that a packet of
-//! several buffers appears whole. Because order is kept, the ring's position is one number: chains
-//! that were popped and not pushed are given back with [`SplitRing::rewind`].
+//! with `pop` and come back in the same order with [`SplitRing::push`]; what was pushed becomes
+//! visible to the driver in one store with [`SplitRing::publish`], so that a packet of several buffers
+//! appears whole. Because order is kept, the ring's position is one number: chains that were popped
+//! and not pushed are given back with [`SplitRing::rewind`].
+//!
+//! With [batches](super::virtqueue::Format::batches) all that is published at a time is one entry of
+//! the used ring (2.7.9), of the last chain. It stands where the entry of the first would be, and
+//! those behind it are left as they were.
 //!
 //! # Limitations
 //! Nothing in a chain is trusted, and a chain that breaks the rules costs only itself. An index
@@ -39,6 +43,7 @@ const USED_ENTRY: usize = 8;
 pub struct SplitRing {
     size: u16,
     event_idx: bool,
+    batches: bool,
     desc: Window,
     avail: Window,
     used: Window,
@@ -48,6 +53,8 @@ pub struct SplitRing {
     avail_idx: u16,
     /// The next entry of the used ring to fill.
     next_used: u16,
+    /// Head of the chain that was pushed last.
+    last: u16,
     /// The used index as last published.
     published: u16,
     /// The published index at the last decision on an interrupt; `None` before the first.
@@ -79,7 +86,12 @@ impl Take for SplitRing {
 impl SplitRing {
     /// The ring at `layout`, to go on at available index `next_avail`. The used index is taken from
     /// the ring itself, where the device left it.
-    pub fn new(map: &Arc<MemoryMap>, layout: Layout, next_avail: u16) -> Result<Self, RingError> {
+    pub fn new(
+        map: &Arc<MemoryMap>,
+        layout: Layout,
+        next_avail: u16,
+        batches: bool,
+    ) -> Result<Self, RingError> {
         let size = layout.size;
         if !size.is_power_of_two() || size > MAX_SIZE {
             return Err(RingError::BadSize(size));
@@ -96,15 +108,29 @@ impl SplitRing {
         Ok(SplitRing {
             size,
             event_idx: layout.event_idx,
+            batches,
             desc,
             avail,
             used,
             next_avail,
             avail_idx: next_avail,
             next_used,
+            last: 0,
             published: next_used,
             signalled: None,
         })
+    }
+
+    /// The ring at `layout`, that is used in batches, to go on where the device before us stood: what
+    /// was used in order was all that was taken.
+    ///
+    /// QEMU, when it throws away packets of a driver whose link is down, counts them as taken, and does
+    /// not find the way to use them where `VIRTIO_F_IN_ORDER` was negotiated.
+    pub fn recover(map: &Arc<MemoryMap>, layout: Layout) -> Result<Self, RingError> {
+        let mut ring = SplitRing::new(map, layout, 0, true)?;
+        ring.next_avail = ring.next_used;
+        ring.avail_idx = ring.next_used;
+        Ok(ring)
     }
 
     /// Queue size.
@@ -195,18 +221,29 @@ impl SplitRing {
         self.next_avail = self.next_avail.wrapping_sub(n);
     }
 
-    /// Puts a chain into the used ring; `written` is what the device wrote into its buffers. The
-    /// driver sees it after [`SplitRing::publish`].
+    /// Uses a chain; `written` is what the device wrote into its buffers. The driver sees it after
+    /// [`SplitRing::publish`].
+    #[inline]
     pub fn push(&mut self, head: u16, written: u32) {
-        let entry = ENTRIES + USED_ENTRY * self.slot(self.next_used);
+        if !self.batches {
+            self.write_used(self.next_used, head, written);
+        }
+        self.last = head;
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    fn write_used(&self, index: u16, head: u16, written: u32) {
+        let entry = ENTRIES + USED_ENTRY * self.slot(index);
         self.used.write_u32(entry, u32::from(head));
         self.used.write_u32(entry + 4, written);
-        self.next_used = self.next_used.wrapping_add(1);
     }
 
     /// Shows the driver all that was pushed.
     pub fn publish(&mut self) {
         if self.published != self.next_used {
+            if self.batches {
+                self.write_used(self.published, self.last, 0);
+            }
             // Release: entries and buffers before the index (2.7.8.2).
             self.used.store_u16(IDX, self.next_used, Ordering::Release);
             self.published = self.next_used;

@@ -8,12 +8,12 @@ use vm_memory::GuestAddress;
 use super::driver::{BUFFERS, Desc, Driver, INDIRECT, MEMORY, NEXT, WRITE};
 use super::piece_list::PieceList;
 use super::split::SplitRing;
-use super::virtqueue::{Chain, Direction, Layout, RingError, Take};
+use super::virtqueue::{Chain, Direction, Format, Layout, Ring, RingError, Start, Take};
 
 const B: u64 = BUFFERS;
 
 fn ring(driver: &Driver) -> SplitRing {
-    SplitRing::new(&driver.map, driver.layout, 0).unwrap()
+    SplitRing::new(&driver.map, driver.layout, 0, false).unwrap()
 }
 
 fn pieces(driver: &Driver) -> PieceList {
@@ -56,6 +56,78 @@ fn chains_are_read_in_order_and_used_at_once() {
     assert_eq!(driver.take_used(), []);
     ring.publish();
     assert_eq!(driver.take_used(), [(2, 0), (0, 7)]);
+}
+
+#[test]
+fn a_batch_is_one_entry_of_the_used_ring() {
+    let mut driver = Driver::at(8, true, 6).in_order();
+    let mut ring = SplitRing::new(&driver.map, driver.layout, 6, true).unwrap();
+    ring.interrupt_wanted();
+    for (batch, at) in [(vec![1, 4, 2], 6), (vec![0], 1), (vec![3, 5, 7, 6], 2)] {
+        let used = driver.layout.used + 4;
+        driver.write(used, &[0xff; 8 * 8]);
+        for &head in &batch {
+            driver.write_chain(head, 0, &[(B, 10)]);
+            driver.offer(head);
+            let (chain, _) = pop(&driver, &mut ring, Direction::Readable);
+            assert_eq!(chain.unwrap().head, head);
+            ring.push(head, 0);
+            assert!(!driver.has_used());
+        }
+        ring.publish();
+        for slot in 0..8 {
+            let entry = driver.read(used + 8 * slot, 8);
+            let expected = if slot == at {
+                u64::from(batch[batch.len() - 1]).to_le_bytes()
+            } else {
+                [0xff; 8]
+            };
+            assert_eq!(entry, expected, "{batch:?}: entry {slot}");
+        }
+        assert_eq!(ring.undecided(), batch.len() as u16);
+        ring.interrupt_wanted();
+        let expected: Vec<_> = batch.iter().map(|&head| (u32::from(head), 0)).collect();
+        assert_eq!(driver.take_used(), expected);
+    }
+}
+
+#[test]
+fn what_is_used_in_batches_goes_on_behind_the_last() {
+    let mut driver = Driver::at(8, true, 0xfffe).in_order();
+    for head in 0..5 {
+        driver.write_chain(head, 0, &[(B, 10)]);
+        driver.offer(head);
+    }
+    for (taken, given_back) in [(2, 1), (3, 0), (1, 1), (1, 0)] {
+        // Whatever somebody believes that we have taken.
+        let batches = Format {
+            packed: false,
+            batches: true,
+        };
+        let start = Start::Perhaps(taken + 1);
+        let mut ring = Ring::new(batches, &driver.map, driver.layout, start).unwrap();
+        assert_eq!(ring.next_avail(), driver.used_idx());
+        let mut list = pieces(&driver);
+        let heads: Vec<_> = (0..taken)
+            .map(|_| {
+                ring.pop(Direction::Readable, &mut list)
+                    .unwrap()
+                    .unwrap()
+                    .head
+            })
+            .collect();
+        let used = heads.len() - given_back;
+        for &head in &heads[..used] {
+            ring.push(head, 0);
+        }
+        ring.publish();
+        let expected: Vec<_> = heads[..used]
+            .iter()
+            .map(|&head| (u32::from(head), 0))
+            .collect();
+        assert_eq!(driver.take_used(), expected);
+    }
+    assert_eq!(driver.used_idx(), 3);
 }
 
 #[test]
@@ -261,7 +333,7 @@ fn indices_that_no_driver_could_write_break_the_ring() {
 fn rings_that_cannot_be_are_refused() {
     let driver = Driver::new(4, true);
     let good = driver.layout;
-    let new = |layout| SplitRing::new(&driver.map, layout, 0).map(|_| ());
+    let new = |layout| SplitRing::new(&driver.map, layout, 0, false).map(|_| ());
     for size in [0, 3, 40000] {
         assert_eq!(new(Layout { size, ..good }), Err(RingError::BadSize(size)));
     }
@@ -360,16 +432,21 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     /// The same program on our ring and on virtio-queue's: same chains, same used ring, same
-    /// decisions on interrupts.
+    /// decisions on interrupts. With batches the used ring is one that says the same.
     #[test]
     fn agrees_with_virtio_queue(
         steps in proptest::collection::vec(step(), 1..80),
         event_idx in any::<bool>(),
         start in any::<u16>(),
+        batches in any::<bool>(),
     ) {
         let mut ours_driver = Driver::at(16, event_idx, start);
+        if batches {
+            ours_driver = ours_driver.in_order();
+        }
         let mut their_driver = Driver::at(16, event_idx, start);
-        let mut ours = SplitRing::new(&ours_driver.map, ours_driver.layout, start).unwrap();
+        let map = ours_driver.map.clone();
+        let mut ours = SplitRing::new(&map, ours_driver.layout, start, batches).unwrap();
         let mut theirs = Queue::new(16).unwrap();
         theirs.set_size(16);
         theirs.try_set_desc_table_address(GuestAddress(their_driver.layout.desc)).unwrap();
@@ -405,8 +482,9 @@ proptest! {
                         prop_assert_eq!(our_chain.head, their_chain.head_index());
                         let lens: usize = their_chain.map(|d| d.len() as usize).sum();
                         prop_assert_eq!(our_chain.len, Some(lens));
-                        ours.push(our_chain.head, lens as u32);
-                        theirs.add_used(their_driver.memory(), our_chain.head, lens as u32).unwrap();
+                        let written = if batches { 0 } else { lens as u32 };
+                        ours.push(our_chain.head, written);
+                        theirs.add_used(their_driver.memory(), our_chain.head, written).unwrap();
                         served += 1;
                         outstanding -= 1;
                     }
@@ -441,6 +519,7 @@ proptest! {
         heads in proptest::collection::vec(0u16..18, 16),
         idx in any::<u16>(),
         direction in prop_oneof![Just(Direction::Readable), Just(Direction::Writable)],
+        batches in any::<bool>(),
     ) {
         let mut driver = Driver::new(16, true);
         for (i, (addr, len, flags, next, near)) in table.into_iter().enumerate() {
@@ -452,7 +531,7 @@ proptest! {
             driver.offer(head);
         }
         driver.set_avail_idx(idx);
-        let mut ring = ring(&driver);
+        let mut ring = SplitRing::new(&driver.map, driver.layout, 0, batches).unwrap();
         let mut list = pieces(&driver);
         for _ in 0..20 {
             list.truncate(0);

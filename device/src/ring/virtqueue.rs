@@ -230,6 +230,17 @@ pub enum Ring {
     Packed(PackedRing),
 }
 
+/// What kind of ring it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Format {
+    /// `VIRTIO_F_RING_PACKED` was negotiated.
+    pub packed: bool,
+    /// Chains are used in batches of all that is published at a time (2.7.9, 2.8.6), of which the
+    /// driver is told once and without lengths: `VIRTIO_F_IN_ORDER` was negotiated, and the device
+    /// writes into no chain.
+    pub batches: bool,
+}
+
 /// Where a ring goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -237,7 +248,8 @@ pub enum Start {
     /// virtqueue bit 15 is the wrap counter.
     At(u16),
     /// At this index if nothing else is known. Where a device that is gone has stopped, a packed
-    /// virtqueue can tell better than whoever remembers where that device has started.
+    /// virtqueue, and one that is used in batches, can tell better than whoever remembers where that
+    /// device has started.
     Perhaps(u16),
 }
 
@@ -251,19 +263,21 @@ macro_rules! either {
 }
 
 impl Ring {
-    /// The ring at `layout`: packed if `VIRTIO_F_RING_PACKED` was negotiated.
+    /// The ring at `layout`.
     pub fn new(
-        packed: bool,
+        format: Format,
         map: &Arc<MemoryMap>,
         layout: Layout,
         start: Start,
     ) -> Result<Self, RingError> {
+        let Format { packed, batches } = format;
         Ok(match (packed, start) {
+            (false, Start::Perhaps(_)) if batches => Ring::Split(SplitRing::recover(map, layout)?),
             (false, Start::At(next_avail) | Start::Perhaps(next_avail)) => {
-                Ring::Split(SplitRing::new(map, layout, next_avail)?)
+                Ring::Split(SplitRing::new(map, layout, next_avail, batches)?)
             }
-            (true, Start::At(place)) => Ring::Packed(PackedRing::new(map, layout, place)?),
-            (true, Start::Perhaps(_)) => Ring::Packed(PackedRing::recover(map, layout)?),
+            (true, Start::At(place)) => Ring::Packed(PackedRing::new(map, layout, place, batches)?),
+            (true, Start::Perhaps(_)) => Ring::Packed(PackedRing::recover(map, layout, batches)?),
         })
     }
 
@@ -303,8 +317,8 @@ impl Ring {
         either!(self, ring => ring.rewind(n));
     }
 
-    /// Uses a chain, of which `written` octets were written. The driver sees it after
-    /// [`Ring::publish`].
+    /// Uses a chain, of which `written` octets were written: none in a ring that is used in
+    /// [batches](Format::batches). The driver sees it after [`Ring::publish`].
     #[inline]
     pub fn push(&mut self, head: u16, written: u32) {
         either!(self, ring => ring.push(head, written));

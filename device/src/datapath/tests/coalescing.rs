@@ -21,11 +21,11 @@ const RX: u8 = 1;
 const LONG: u32 = u32::MAX;
 
 /// Drivers that want to hear of everything.
-fn makes() -> [Make; 2] {
+fn makes() -> [Make; 4] {
     Make::default()
         .without(&[VIRTIO_F_EVENT_IDX])
         .with(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_NOTF_COAL])
-        .both_kinds()
+        .every_kind()
 }
 
 fn ask(rig: &Rig, direction: u8, max_packets: u32, max_usecs: u32) {

@@ -47,7 +47,7 @@ fn command(rig: &Rig, control: &mut Guest, command: &[u8], cuts: &[usize]) -> Ve
 
 #[test]
 fn commands_set_the_filter_of_every_pair() {
-    for make in make().both_kinds() {
+    for make in make().every_kind() {
         set_the_filter_of_every_pair(make);
     }
 }
@@ -110,7 +110,7 @@ fn offloads_reach_the_uplink() {
 
 #[test]
 fn a_result_follows_the_answer_as_far_as_there_is_room() {
-    for make in make().with(&[VIRTIO_NET_F_VQ_NOTF_COAL]).both_kinds() {
+    for make in make().with(&[VIRTIO_NET_F_VQ_NOTF_COAL]).every_kind() {
         let (rig, mut control, _) = rig(make);
         let mut set = vec![6, 2, 1, 0, 0, 0];
         let wanted = [1, 2, 3, 4, 5, 6, 7, 8];
@@ -192,7 +192,7 @@ fn a_head_outside_the_table_stops_the_queue() {
 
 #[test]
 fn a_burst_of_commands_is_carried_out_to_its_end() {
-    for make in make().size(512).both_kinds() {
+    for make in make().size(512).every_kind() {
         let (rig, mut control, _) = rig(make);
         for _ in 0..200 {
             control.command(PROMISCUOUS_OFF, &[]);

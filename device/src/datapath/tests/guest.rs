@@ -76,6 +76,12 @@ impl Guest {
         self
     }
 
+    /// The same with `VIRTIO_F_IN_ORDER`.
+    pub fn in_order(mut self) -> Self {
+        self.driver = self.driver.in_order();
+        self
+    }
+
     /// How the device starts the ring after so many chains of one descriptor.
     pub fn setup(&self, chains: u16) -> RingSetup {
         RingSetup {

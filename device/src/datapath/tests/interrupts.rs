@@ -19,7 +19,7 @@ use super::rig::Make;
 
 #[test]
 fn with_event_index_the_driver_is_told_of_what_it_asked_for() {
-    for make in Make::default().both_kinds() {
+    for make in Make::default().every_kind() {
         let mut rig = make.rig();
         let counts = |rig: &super::rig::Rig| {
             let tx = &rig.counters().tx;
@@ -39,7 +39,7 @@ fn with_event_index_the_driver_is_told_of_what_it_asked_for() {
 #[test]
 fn without_event_index_the_flag_decides() {
     let make = Make::default().without(&[VIRTIO_F_EVENT_IDX]);
-    for make in make.both_kinds() {
+    for make in make.every_kind() {
         let mut rig = make.rig();
         for (flags, sent, suppressed) in [(1, 1, 1), (0, 2, 1), (1, 2, 2)] {
             rig.rx.driver.set_avail_flags(flags);
@@ -82,7 +82,7 @@ fn until_held(attempt: impl Fn() -> bool) {
 
 #[test]
 fn in_bulk_an_interrupt_waits_but_is_not_lost() {
-    for make in Make::default().both_kinds() {
+    for make in Make::default().every_kind() {
         waits_but_is_not_lost(make);
     }
 }
@@ -117,7 +117,7 @@ fn an_interrupt_that_waits_is_raised_when_its_ring_stops() {
 
 #[test]
 fn an_interrupt_does_not_wait_when_the_driver_runs_out_of_buffers() {
-    for make in Make::default().both_kinds() {
+    for make in Make::default().every_kind() {
         let mut rig = in_bulk(make);
         rig.tx.driver.set_used_event(17);
         for number in 2..18 {
@@ -134,7 +134,7 @@ fn a_driver_kicks_only_a_ring_that_waits() {
     let silent = Make::default().without(&[VIRTIO_F_EVENT_IDX]);
     for make in [Make::default(), silent]
         .into_iter()
-        .flat_map(Make::both_kinds)
+        .flat_map(Make::every_kind)
     {
         let mut rig = make.rig();
         rig.tx.send(&packet(0, 100), &[]);

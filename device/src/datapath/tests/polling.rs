@@ -27,7 +27,7 @@ fn makes(poll: Duration) -> impl Iterator<Item = Make> {
         ..Make::default()
     };
     let without = with.without(&[VIRTIO_F_EVENT_IDX]);
-    [with, without].into_iter().flat_map(Make::both_kinds)
+    [with, without].into_iter().flat_map(Make::every_kind)
 }
 
 /// Both rings started, and nothing to do.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::nic::features::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_RING_PACKED};
+use crate::nic::features::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED};
 use crate::ring::memory::MemoryMap;
 use crate::ring::packed::BEGINNING;
 use crate::ring::virtqueue::Start;
@@ -63,6 +63,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Run {
     rig: Rig,
     packed: bool,
+    in_order: bool,
     arrived: Vec<Vec<u8>>,
     received: Vec<Vec<u8>>,
     offered: Vec<Vec<u8>>,
@@ -81,6 +82,7 @@ impl Run {
         Run {
             rig: make.rig(),
             packed: Features(make.features).has(VIRTIO_F_RING_PACKED),
+            in_order: Features(make.features).has(VIRTIO_F_IN_ORDER),
             arrived: Vec::new(),
             received: Vec::new(),
             offered: Vec::new(),
@@ -128,7 +130,7 @@ impl Run {
                 remap,
                 settle,
                 forgotten,
-            } => self.restart(remap, settle, forgotten && self.packed),
+            } => self.restart(remap, settle, forgotten),
         }
     }
 
@@ -155,12 +157,15 @@ impl Run {
         };
         let setups = [start(&mut self.rig.rx), start(&mut self.rig.tx)];
         for (index, (mut setup, position)) in setups.into_iter().zip(positions).enumerate() {
-            if forgotten {
+            setup.start = match (forgotten, self.packed) {
                 // As they were started first.
-                setup.start = Start::Perhaps(BEGINNING);
-            } else {
-                setup.start = Start::At(position);
-            }
+                (true, true) => Start::Perhaps(BEGINNING),
+                // Some that were given back as well.
+                (true, false) if self.in_order && index == 1 => {
+                    Start::Perhaps(position.wrapping_add(3))
+                }
+                _ => Start::At(position),
+            };
             self.rig.dataplane.start_ring(index, setup).unwrap();
         }
     }
@@ -220,10 +225,14 @@ proptest! {
         event_idx in any::<bool>(),
         silent in any::<bool>(),
         packed in any::<bool>(),
+        in_order in any::<bool>(),
     ) {
         let mut make = if mergeable { Make::mergeable() } else { Make::default() };
         if packed {
             make = make.packed();
+        }
+        if in_order {
+            make = make.in_order();
         }
         if !event_idx {
             make = make.without(&[VIRTIO_F_EVENT_IDX]);

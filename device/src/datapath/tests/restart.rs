@@ -20,7 +20,7 @@ fn buffers_taken_ahead_are_given_back() {
     use crate::nic::features::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
     // With segmentation, room for the largest packet is taken before anything comes.
     let features = [VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4];
-    for make in Make::mergeable().with(&features).both_kinds() {
+    for make in Make::mergeable().with(&features).every_kind() {
         taken_ahead_are_given_back(make);
     }
 }
@@ -48,7 +48,7 @@ fn taken_ahead_are_given_back(make: Make) {
 
 #[test]
 fn what_a_full_uplink_refused_is_still_in_the_ring() {
-    for make in Make::default().both_kinds() {
+    for make in Make::default().every_kind() {
         refused_is_still_in_the_ring(make);
     }
 }
@@ -87,7 +87,7 @@ fn a_packet_held_when_its_ring_stops_is_counted() {
 
 #[test]
 fn indices_wrap_around() {
-    for make in Make::default().size(4).both_kinds() {
+    for make in Make::default().size(4).every_kind() {
         wraps_around(make);
     }
 }

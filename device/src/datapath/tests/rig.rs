@@ -100,20 +100,28 @@ impl Make {
         self.with(&[f::VIRTIO_F_RING_PACKED])
     }
 
-    /// With either kind of ring.
-    pub fn both_kinds(self) -> [Self; 2] {
-        [self, self.packed()]
+    /// The same with buffers that are used in order.
+    pub fn in_order(self) -> Self {
+        self.with(&[f::VIRTIO_F_IN_ORDER])
+    }
+
+    /// With every kind of ring.
+    pub fn every_kind(self) -> [Self; 4] {
+        let packed = self.packed();
+        [self, self.in_order(), packed, packed.in_order()]
     }
 
     /// The driver's queue in virtqueue `index`.
     pub fn guest(self, map: &Arc<MemoryMap>, index: usize) -> Guest {
         let event_idx = Features(self.features).has(f::VIRTIO_F_EVENT_IDX);
-        let guest = Guest::new(map.clone(), index as u64, self.size, event_idx);
+        let mut guest = Guest::new(map.clone(), index as u64, self.size, event_idx);
         if Features(self.features).has(f::VIRTIO_F_RING_PACKED) {
-            guest.packed()
-        } else {
-            guest
+            guest = guest.packed();
         }
+        if Features(self.features).has(f::VIRTIO_F_IN_ORDER) {
+            guest = guest.in_order();
+        }
+        guest
     }
 
     /// With the first pair started.

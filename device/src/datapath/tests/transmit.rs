@@ -12,7 +12,13 @@ use super::rig::{Make, drops};
 
 #[test]
 fn packets_go_out_whole_and_in_order_however_they_are_cut() {
-    let mut rig = Make::default().rig();
+    for make in Make::default().every_kind() {
+        go_out_whole_and_in_order(make);
+    }
+}
+
+fn go_out_whole_and_in_order(make: Make) {
+    let mut rig = make.rig();
     let cuts: [&[usize]; 5] = [&[], &[12], &[1, 1, 1, 9], &[500, 0, 500], &[13, 1]];
     for (number, cuts) in (0..).zip(cuts) {
         rig.tx.send(&packet(number, 1526), cuts);
@@ -30,7 +36,13 @@ fn packets_go_out_whole_and_in_order_however_they_are_cut() {
 #[test]
 fn what_cannot_be_sent_is_dropped_for_its_reason_and_the_rest_goes() {
     let features = [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4];
-    let mut rig = Make::default().with(&features).size(32).rig();
+    for make in Make::default().with(&features).size(32).every_kind() {
+        dropped_for_its_reason(make);
+    }
+}
+
+fn dropped_for_its_reason(make: Make) {
+    let mut rig = make.rig();
     rig.tx.offer_bad(false);
     rig.tx.send(&packet(0, 26)[..25], &[]);
     let mut checksum_outside = packet(1, 100);
@@ -85,7 +97,13 @@ fn what_the_uplink_refuses_is_counted_for_the_reason_it_gives() {
 
 #[test]
 fn a_full_uplink_delays_but_neither_loses_nor_reorders() {
-    let mut rig = Make::default().rig();
+    for make in Make::default().every_kind() {
+        delays_but_neither_loses_nor_reorders(make);
+    }
+}
+
+fn delays_but_neither_loses_nor_reorders(make: Make) {
+    let mut rig = make.rig();
     rig.cable().set_space(2);
     for number in 0..10 {
         rig.tx.send(&packet(number, 300), &[12]);
@@ -173,7 +191,13 @@ fn a_loop_goes_on_although_nothing_of_it_is_wanted() {
 
 #[test]
 fn a_full_loop_waits_for_receive_buffers_and_goes_on_with_them() {
-    let mut rig = Make::default().silent().rig();
+    for make in Make::default().silent().every_kind() {
+        waits_for_receive_buffers(make);
+    }
+}
+
+fn waits_for_receive_buffers(make: Make) {
+    let mut rig = make.rig();
     rig.cable().set_looped(4);
     for number in 0..10 {
         rig.tx.send(&packet(number, 100), &[]);

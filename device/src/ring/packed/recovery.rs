@@ -28,6 +28,8 @@
 //! are available, and behind it all are used: by that it is known. If hole and batch are all of the
 //! ring, there is only one place where the used flag differs, which is the end of the hole.
 //!
+//! A ring that is used in batches tells it in another way: see [`batches`](super::batches).
+//!
 //! # Limitations
 //! Any other picture is of a device that leaves descriptors of longer chains as they were, or of one
 //! that was killed while it marked those of a chain inside a batch. Such a ring is not guessed at: a
@@ -53,8 +55,13 @@ struct Run {
 
 impl PackedRing {
     /// The ring at `layout`, to go on where the device before us stood.
-    pub fn recover(map: &Arc<MemoryMap>, layout: Layout) -> Result<Self, RingError> {
-        let mut ring = PackedRing::new(map, layout, 0)?;
+    pub fn recover(map: &Arc<MemoryMap>, layout: Layout, batches: bool) -> Result<Self, RingError> {
+        let mut ring = PackedRing::new(map, layout, 0, batches)?;
+        if batches {
+            let place = ring.end_of_batches()?;
+            ring.go_to(place);
+            return Ok(ring);
+        }
         let (hole, place) = ring.picture()?;
         ring.go_to(hole.start);
         let mut left = hole.count;
@@ -91,7 +98,7 @@ impl PackedRing {
         found.ok_or(RingError::Lost)
     }
 
-    fn flags(&self, place: Place) -> u16 {
+    pub(super) fn flags(&self, place: Place) -> u16 {
         let flags = word_flags(self.read(place.slot, Ordering::Acquire));
         flags & (DESC_F_AVAIL | DESC_F_USED)
     }

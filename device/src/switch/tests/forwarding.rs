@@ -113,7 +113,7 @@ fn contents_pass_whatever_the_rings_are() {
 
 #[test]
 fn large_frames_pass_without_mergeable_buffers() {
-    for make in Make::default().size(16).both_kinds() {
+    for make in Make::default().size(16).every_kind() {
         let switch = Switch::new();
         let mut sender = Station::new(&switch, 0, Make::mergeable(), trunk());
         let mut receiver = Station::new(&switch, 1, make, trunk());

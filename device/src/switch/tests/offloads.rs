@@ -86,7 +86,7 @@ pub fn finished(packet: &[u8]) -> &[u8] {
 
 #[test]
 fn who_takes_large_frames_gets_them_whole() {
-    for make in takes_all().both_kinds() {
+    for make in takes_all().every_kind() {
         let switch = Switch::new();
         let mut from = Station::new(&switch, 0, sender(), trunk());
         let mut to = Station::new(&switch, 1, make, trunk());

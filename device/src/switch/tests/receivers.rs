@@ -17,7 +17,7 @@ fn three(make: Make) -> (std::sync::Arc<Switch>, [Station; 3]) {
 
 #[test]
 fn without_buffers_some_wait_and_the_rest_is_lost_and_others_get_all() {
-    for make in Make::mergeable().both_kinds() {
+    for make in Make::mergeable().every_kind() {
         let (_switch, [mut sender, mut slow, mut quick]) = three(make);
         let mut sent = Vec::new();
         for number in 0..1200 {

@@ -67,7 +67,7 @@ fn reached(counts: &[AtomicUsize], frames: usize) -> bool {
 #[test]
 fn two_that_send_to_each_other_and_a_third_to_both_do_not_block() {
     in_time(|| {
-        for make in Make::mergeable().both_kinds() {
+        for make in Make::mergeable().every_kind() {
             let switch = Switch::new();
             let mut stations = [0, 1, 2].map(|n| Station::running(&switch, n, make));
             let stop = AtomicBool::new(false);
