@@ -8,6 +8,8 @@ use qapi::qmp;
 use serde_json::Value;
 
 use super::{DEVICE_TAP, NETDEV_TAP, Scenario, link, survival, variants};
+use crate::cable::INTERFACE;
+use crate::driver::Driver;
 use crate::test::Form;
 use crate::test::bed::Bed;
 use crate::test::setup::Setup;
@@ -15,6 +17,8 @@ use crate::traffic::{self, Client, Direction};
 
 /// Bit number of `VIRTIO_F_RING_PACKED`.
 const RING_PACKED: u32 = 34;
+/// ... and of `VIRTIO_F_IN_ORDER`.
+const IN_ORDER: usize = 35;
 /// How long traffic may take to flow again.
 const RESUME: Duration = Duration::from_secs(10);
 
@@ -27,6 +31,11 @@ const PACKED_PLAIN: Setup = NETDEV_TAP.properties(
     "packed-plain",
     &["packed=on", "event_idx=off", "mrg_rxbuf=off"],
 );
+/// What the guest has sent is given back in batches. In the device attachment a driver that knows of
+/// that accepts it anyway. Ours does not.
+const SPLIT_IN_ORDER: Setup = NETDEV_TAP.properties("in-order", &["in_order=on"]);
+const PACKED_IN_ORDER: Setup =
+    NETDEV_TAP.properties("packed-in-order", &["packed=on", "in_order=on"]);
 const DEVICE_SPLIT: Setup = DEVICE_TAP.serve("split", &["--no-packed"]);
 
 pub const TABLE: &[Scenario] = &[
@@ -55,6 +64,30 @@ pub const TABLE: &[Scenario] = &[
         &[PACKED, PACKED_DIRECT],
         survival::kill_backend,
     ),
+    Scenario::new(
+        "buffers_are_used_in_order",
+        &[SPLIT_IN_ORDER, PACKED_IN_ORDER, DEVICE_TAP, DEVICE_SPLIT],
+        in_order,
+    )
+    .only(&[Driver::C]),
+    Scenario::new(
+        "contents_and_speed",
+        &[SPLIT_IN_ORDER, PACKED_IN_ORDER],
+        variants::contents_and_speed,
+    )
+    .only(&[Driver::C]),
+    Scenario::new(
+        "kill_backend",
+        &[SPLIT_IN_ORDER, PACKED_IN_ORDER],
+        survival::kill_backend,
+    )
+    .only(&[Driver::C]),
+    Scenario::new(
+        "link_toggles",
+        &[SPLIT_IN_ORDER, PACKED_IN_ORDER],
+        link::toggles,
+    )
+    .only(&[Driver::C]),
 ];
 
 /// The kind of rings that the driver has accepted.
@@ -67,6 +100,19 @@ fn kind_of_rings(bed: &Bed, packed: bool) -> Result<()> {
     ensure!(
         (features >> RING_PACKED & 1 == 1) == packed,
         "the driver has accepted {features:#x}"
+    );
+    Ok(())
+}
+
+/// The driver knows that buffers are used in order.
+fn in_order(bed: &mut Bed, _: Form) -> Result<()> {
+    // One character for each bit.
+    let accepted = bed
+        .guest()
+        .sh(&format!("cat /sys/class/net/{INTERFACE}/device/features"))?;
+    ensure!(
+        accepted.as_bytes().get(IN_ORDER) == Some(&b'1'),
+        "the driver has accepted {accepted}"
     );
     Ok(())
 }
