@@ -10,10 +10,12 @@
 //! processes took of the processors meanwhile is measured and said ([`host`]).
 
 mod case;
+mod copy;
 mod cost;
 mod driver;
 mod host;
 mod iperf;
+mod latency;
 mod passt;
 mod ring;
 mod samples;
@@ -63,10 +65,20 @@ pub enum Name {
     /// No guest: packets through rings, with a load generator on one processor and our NIC, or DPDK's
     /// vhost, polling on another
     Ring,
+    /// No guest: from a kick to its interrupt through our NIC, beside threads that wake each other
+    Latency,
+    /// No guest: from one memory to another through our switch, beside copying the same octets
+    Copy,
 }
 
 impl Name {
-    const ALL: &[Name] = &[Name::Iperf, Name::Driver, Name::Ring];
+    const ALL: &[Name] = &[
+        Name::Iperf,
+        Name::Driver,
+        Name::Ring,
+        Name::Latency,
+        Name::Copy,
+    ];
 
     /// Whether guests are booted for it.
     fn has_guests(self) -> bool {
@@ -140,6 +152,8 @@ fn without_guest(
     let stage = Stage::new(run.clone(), ferronic.to_owned())?;
     match name {
         Name::Ring => ring::run(&stage, args, weather),
+        Name::Latency => latency::run(&stage, args, weather),
+        Name::Copy => copy::run(&stage, args, weather),
         Name::Iperf | Name::Driver => bail!("this bench needs guests"),
     }
 }

@@ -32,15 +32,16 @@ use crate::progress::{Step, say};
 
 /// Before anything is counted.
 const WARM_UP: Duration = Duration::from_millis(200);
-/// Octets of the frames. The last is what a segment of 64 KiB is with its headers, in whole segments.
+/// Octets of the frames.
 const FRAMES: [usize; 4] = [64, 512, 1514, LARGEST];
-const LARGEST: usize = 65226;
+/// 45 segments of 1448 octets, which is what TCP makes of 64 KiB, with one header.
+pub const LARGEST: usize = 65226;
 const FORMS: [Form; 2] = [Form::Split, Form::Packed];
 const TOPOLOGIES: [Topology; 2] = [Topology::Loop, Topology::Pair];
 /// The stations at the two ends.
 const STATIONS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
-/// Our workers look on for so long after the last packet.
-const POLLING: [&str; 2] = ["--poll-us", "1000"];
+/// Options of ours that polls: our workers look on for so long after the last packet.
+pub const POLLING: [&str; 2] = ["--poll-us", "1000"];
 const PEER: &str = "dpdk-vhost";
 
 /// What goes through which rings.
@@ -230,7 +231,7 @@ impl Measured {
         self.counted.arrived as f64 / self.counted.seconds / 1e6
     }
 
-    fn lost_percent(&self) -> f64 {
+    pub fn lost_percent(&self) -> f64 {
         100.0 * self.fate.lost as f64 / self.fate.taken as f64
     }
 }

@@ -25,6 +25,11 @@ impl Shape {
         (self.len as usize).next_multiple_of(64)
     }
 
+    /// Where a buffer begins, from the first on.
+    pub fn offset(self, id: u16) -> usize {
+        usize::from(id) * self.stride()
+    }
+
     /// Octets of all buffers.
     pub fn octets(self) -> usize {
         usize::from(self.size) * self.stride()
@@ -61,7 +66,7 @@ impl<'m> Queue<'m> {
         shape: Shape,
         at: usize,
     ) -> Result<Self> {
-        let buffer = |id| memory.slice(at + usize::from(id) * shape.stride(), shape.len as usize);
+        let buffer = |id| memory.slice(at + shape.offset(id), shape.len as usize);
         Ok(Queue {
             kick: EventFd::new(EFD_NONBLOCK).context("no eventfd")?,
             call: EventFd::new(EFD_NONBLOCK).context("no eventfd")?,
@@ -117,7 +122,7 @@ impl<'m> Queue<'m> {
         *away = true;
         self.ring.offer(Buffer {
             id,
-            addr: self.base + (at * self.shape.stride()) as u64,
+            addr: self.base + self.shape.offset(id) as u64,
             len,
             writable: self.shape.writable,
         });
