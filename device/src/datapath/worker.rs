@@ -42,6 +42,8 @@ use super::{BUDGET, LARGEST, Turn};
 const UPLINK: u64 = 1;
 const RX_KICK: u64 = 2;
 const TX_KICK: u64 = 3;
+/// In how many turns in a row a busy worker looks once at what has happened.
+const LOOK_EVERY: u32 = 16;
 
 /// One queue pair, shared by its thread and the control plane.
 #[derive(Debug)]
@@ -51,6 +53,8 @@ pub(super) struct Pair {
     wait: WaitSet,
     /// How long to go on looking after the last packet.
     poll: Duration,
+    /// The uplink has no descriptor that tells of packets.
+    silent: bool,
     state: Mutex<PairState>,
     /// Taken after `state`, never before.
     pub inlet: Arc<Inlet>,
@@ -92,6 +96,7 @@ impl Pair {
         poll: Duration,
     ) -> io::Result<Self> {
         let wait = WaitSet::new()?;
+        let silent = queue.poll_fd().is_none();
         if let Some(fd) = queue.poll_fd() {
             wait.watch(fd, UPLINK, EventFlags::IN | EventFlags::OUT)?;
         }
@@ -116,6 +121,7 @@ impl Pair {
             index,
             wait,
             poll,
+            silent,
             state,
         })
     }
@@ -158,19 +164,33 @@ impl Pair {
     pub fn run(&self) {
         let mut events = Vec::with_capacity(8);
         let mut next = Some(Sleep::Forever);
+        let mut turns = 0;
         while let Some(sleep) = next {
-            next = self.round(&mut events, sleep);
+            // While there is more to do, what happens can wait a little, and a look at it is a system
+            // call. Not where the uplink tells by it that packets have come.
+            turns = (turns + 1) % LOOK_EVERY;
+            if sleep == Sleep::No && self.silent && turns != 0 {
+                events.clear();
+                next = self.serve(&events);
+            } else {
+                next = self.round(&mut events, sleep);
+            }
         }
     }
 
     /// Sleeps until something happens, or so long, and takes a turn. How long to sleep next; `None`
     /// when told to stop.
     fn round(&self, events: &mut Vec<Event>, sleep: Sleep) -> Option<Sleep> {
-        let counters = self.counters()?;
         if let Err(e) = self.wait.wait(events, sleep) {
             log::error!("queue pair {}: {e}; the pair stops", self.index);
             return None;
         }
+        self.serve(events)
+    }
+
+    /// Takes a turn after these events. How long to sleep next; `None` when told to stop.
+    fn serve(&self, events: &[Event]) -> Option<Sleep> {
+        let counters = self.counters()?;
         let mut state = self.state.lock();
         if state.stop {
             return None;

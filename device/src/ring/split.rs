@@ -59,6 +59,8 @@ pub struct SplitRing {
     published: u16,
     /// The published index at the last decision on an interrupt; `None` before the first.
     signalled: Option<u16>,
+    /// The driver notifies of something, or we do not know. Without event index only.
+    enabled: bool,
 }
 
 /// Whether an index that moves from `old` to `new` passes `event` (2.7.7.2, 2.7.10).
@@ -118,6 +120,7 @@ impl SplitRing {
             last: 0,
             published: next_used,
             signalled: None,
+            enabled: true,
         })
     }
 
@@ -280,9 +283,11 @@ impl SplitRing {
     }
 
     /// Asks the driver not to notify while we look at the ring ourselves. With event index there is
-    /// nothing to do: an old event number is passed only once.
-    pub fn disarm(&self) {
-        if !self.event_idx {
+    /// nothing to do: an old event number is passed only once. It is not said twice, which would take
+    /// the cache line that it shares with the used index from a driver that waits for that.
+    #[inline]
+    pub fn disarm(&mut self) {
+        if !self.event_idx && std::mem::take(&mut self.enabled) {
             self.used.store_u16(0, USED_F_NO_NOTIFY, Ordering::Relaxed);
         }
     }
@@ -296,6 +301,7 @@ impl SplitRing {
                 .store_u16(avail_event, self.avail_idx, Ordering::Relaxed);
         } else {
             self.used.store_u16(0, 0, Ordering::Relaxed);
+            self.enabled = true;
         }
         // Our wish must be visible before we read the index, or each side could miss the other.
         fence(Ordering::SeqCst);
