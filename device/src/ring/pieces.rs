@@ -58,6 +58,50 @@ fn count(iov: &[libc::iovec]) -> libc::c_int {
     iov.len().min(MAX_PIECES) as libc::c_int
 }
 
+/// So many octets are copied in place, without a call; headers are no more.
+const FEW_OCTETS: usize = 64;
+
+/// Octets from `offset` on, if they are few and in the first piece: headers of nearly all packets.
+#[inline]
+fn few_in_first(iov: &[libc::iovec], offset: usize, len: usize) -> Option<*mut u8> {
+    let first = iov.first()?;
+    let end = offset.checked_add(len)?;
+    if len > FEW_OCTETS || end > first.iov_len {
+        return None;
+    }
+    // SAFETY: offset + len <= iov_len (just checked), all of it mapped by the invariant of Pieces and
+    // PiecesMut.
+    Some(unsafe { first.iov_base.cast::<u8>().add(offset) })
+}
+
+/// Copies octets that others may be changing: each is read once.
+///
+/// # Safety
+/// As many as `into` has are mapped at `from`.
+#[inline]
+unsafe fn read_few(from: *const u8, into: &mut [u8]) {
+    /// A number wherever it lies.
+    #[repr(C, packed)]
+    struct Anywhere<T>(T);
+    let mut at = 0;
+    macro_rules! read_as {
+        ($number:ty) => {
+            while let Some(to) = into.get_mut(at..at + size_of::<$number>()) {
+                // SAFETY: these octets are some of those that are mapped (the caller's promise); a
+                // volatile read makes no reference to them, and a packed type has no alignment.
+                let Anywhere(number) =
+                    unsafe { from.add(at).cast::<Anywhere<$number>>().read_volatile() };
+                to.copy_from_slice(&number.to_ne_bytes());
+                at += size_of::<$number>();
+            }
+        };
+    }
+    read_as!(u64);
+    read_as!(u32);
+    read_as!(u16);
+    read_as!(u8);
+}
+
 /// Volatile copy of `pieces`, from octet `offset` on, in or out of a buffer of `want` octets.
 /// `copy(slice, done)` moves one piece's share; returns the octets moved.
 fn walk(
@@ -167,7 +211,17 @@ impl<'m> Pieces<'m> {
     }
 
     /// Copies out from octet `offset` on; returns how much was there, up to `into.len()`.
+    #[inline]
     pub fn copy_to(&self, offset: usize, into: &mut [u8]) -> usize {
+        if let Some(from) = few_in_first(self.iov, offset, into.len()) {
+            // SAFETY: so many octets are mapped there.
+            unsafe { read_few(from, into) };
+            return into.len();
+        }
+        self.copy_many_to(offset, into)
+    }
+
+    fn copy_many_to(&self, offset: usize, into: &mut [u8]) -> usize {
         walk(self.iov, offset, into.len(), |slice, done| {
             match into.get_mut(done..) {
                 Some(rest) => slice.copy_to(rest),
@@ -264,7 +318,18 @@ impl<'m> PiecesMut<'m> {
     }
 
     /// Copies in from octet `offset` on; returns how much fitted.
+    #[inline]
     pub fn copy_from(&mut self, offset: usize, from: &[u8]) -> usize {
+        if let Some(to) = few_in_first(self.iov, offset, from.len()) {
+            // SAFETY: so many octets are mapped there and may be written; `from` is memory of ours,
+            // which no piece is while somebody else has it borrowed.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
+            return from.len();
+        }
+        self.copy_many_from(offset, from)
+    }
+
+    fn copy_many_from(&mut self, offset: usize, from: &[u8]) -> usize {
         walk(self.iov, offset, from.len(), |slice, done| {
             match from.get(done..) {
                 Some(rest) => {
@@ -294,6 +359,7 @@ impl<'m> PiecesMut<'m> {
     }
 
     /// Copies out what was put in, from octet `offset` on.
+    #[inline]
     pub fn copy_to(&self, offset: usize, into: &mut [u8]) -> usize {
         Pieces {
             iov: self.iov,

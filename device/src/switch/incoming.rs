@@ -72,6 +72,7 @@ impl Workshop {
 impl<'a> Incoming<'a> {
     /// Takes in a packet with a virtio-net header of `header_len` octets. `from_guest` says that
     /// the sender may vouch for no checksum (5.1.6.2.1).
+    #[inline]
     pub fn new(
         packet: Pieces<'a>,
         header_len: usize,
