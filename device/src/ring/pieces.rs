@@ -80,26 +80,36 @@ fn few_in_first(iov: &[libc::iovec], offset: usize, len: usize) -> Option<*mut u
 /// As many as `into` has are mapped at `from`.
 #[inline]
 unsafe fn read_few(from: *const u8, into: &mut [u8]) {
-    /// A number wherever it lies.
+    let mut at = 0;
+    // SAFETY: the caller's promise; and `N` is the size of each number.
+    unsafe {
+        read_numbers(from, into, &mut at, u64::to_ne_bytes);
+        read_numbers(from, into, &mut at, u32::to_ne_bytes);
+        read_numbers(from, into, &mut at, u16::to_ne_bytes);
+        read_numbers(from, into, &mut at, u8::to_ne_bytes);
+    }
+}
+
+/// Copies octets from `at` on, in as many numbers as fit, wherever they lie.
+///
+/// # Safety
+/// As for [`read_few`]; `N` is the size of `T`.
+#[inline]
+unsafe fn read_numbers<T: Copy, const N: usize>(
+    from: *const u8,
+    into: &mut [u8],
+    at: &mut usize,
+    octets: fn(T) -> [u8; N],
+) {
     #[repr(C, packed)]
     struct Anywhere<T>(T);
-    let mut at = 0;
-    macro_rules! read_as {
-        ($number:ty) => {
-            while let Some(to) = into.get_mut(at..at + size_of::<$number>()) {
-                // SAFETY: these octets are some of those that are mapped (the caller's promise); a
-                // volatile read makes no reference to them, and a packed type has no alignment.
-                let Anywhere(number) =
-                    unsafe { from.add(at).cast::<Anywhere<$number>>().read_volatile() };
-                to.copy_from_slice(&number.to_ne_bytes());
-                at += size_of::<$number>();
-            }
-        };
+    while let Some(to) = into.get_mut(*at..*at + N) {
+        // SAFETY: these octets are some of those that are mapped (the caller's promise); a volatile
+        // read makes no reference to them, and a packed type has no alignment.
+        let number = unsafe { from.add(*at).cast::<Anywhere<T>>().read_volatile() };
+        to.copy_from_slice(&octets(number.0));
+        *at += N;
     }
-    read_as!(u64);
-    read_as!(u32);
-    read_as!(u16);
-    read_as!(u8);
 }
 
 /// Volatile copy of `pieces`, from octet `offset` on, in or out of a buffer of `want` octets.
@@ -406,6 +416,35 @@ mod tests {
         assert_eq!(room.copy_from(1, b"XYZW"), 4);
         assert_eq!(room.copy_from(7, b"QQ"), 1);
         assert_eq!((&a, &c), (b"aXY", b"ZWfgQ"));
+    }
+
+    #[test]
+    fn copies_of_all_lengths_are_whole() {
+        let text: [u8; 200] = std::array::from_fn(|i| i as u8 + 1);
+        for (offset, len) in (0..9).flat_map(|offset| (0..120).map(move |len| (offset, len))) {
+            let mut memory = text;
+            // More than a few octets, and less.
+            for split in [60, 130] {
+                let (head, tail) = memory.split_at_mut(split);
+                let pieces = [iov(head), iov(tail)];
+                // SAFETY: the array outlives the views.
+                let (packet, mut room) = unsafe { (Pieces::new(&pieces), PiecesMut::new(&pieces)) };
+                let mut out = [0; 120];
+                assert_eq!(packet.copy_to(offset, &mut out[..len]), len);
+                assert_eq!(out[..len], text[offset..offset + len]);
+                assert!(out[len..].iter().all(|octet| *octet == 0));
+                assert_eq!(room.copy_from(offset, &[0; 120][..len]), len);
+                let mut all = [0; 200];
+                packet.copy_to(0, &mut all);
+                let expected = text.iter().enumerate();
+                let expected = expected.map(|(i, octet)| match i {
+                    i if (offset..offset + len).contains(&i) => 0,
+                    _ => *octet,
+                });
+                assert!(all.into_iter().eq(expected), "{offset} {len} {split}");
+                assert_eq!(room.copy_from(0, &text), 200);
+            }
+        }
     }
 
     #[test]
