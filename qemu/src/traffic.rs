@@ -162,7 +162,9 @@ impl Client {
         // More than what probes and neighbour discovery send.
         let flows = wait_flow(guest, self.direction, 100_000, SERVER_FREE + GRACE);
         if let Err(e) = flows {
-            let said = running.poll()?.map_or(String::new(), |output| output.stdout);
+            let said = running
+                .poll()?
+                .map_or(String::new(), |output| output.stdout);
             running.kill()?;
             return Err(e.context(format!("`{}` printed: {said}", self.command())));
         }
