@@ -12,11 +12,11 @@
 //! that the ring tells by itself: the descriptors of a chain behind its first, over which the driver
 //! skips (2.8.6), are marked as used, too. Then the `VIRTQ_DESC_F_USED` flags, which only the device
 //! changes, are one value in front of the place where it stands and the other one behind.
-//! [`recovery`] reads them.
+//! The submodule `recovery` reads them.
 //!
 //! With [batches](super::virtqueue::Format::batches) all that is published at a time is one used
-//! descriptor (2.8.6): the first, with the id of the last chain. [`batches`] says how the ring tells
-//! by itself then.
+//! descriptor (2.8.6): the first, with the id of the last chain. The submodule `batches` says how the
+//! ring tells by itself then.
 //!
 //! # Limitations
 //! As in a split ring a chain that breaks the rules costs only itself. One that never ends, so that

@@ -1,17 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The repository's own tests, by `cargo test`.
+//! The repository's own tests, by `cargo test`, and whether its documentation can be made.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use super::Counts;
+use super::{Counts, quiet};
 use crate::lab;
 use crate::sandbox::tool::ToolRoot;
 
-/// Runs them, shows what cargo says, and adds up its summary lines.
+/// The one test here that is none of cargo's.
+const DOCUMENTATION: &str = "host::documentation_is_whole";
+
+/// Runs those that the filter selects.
 pub fn run(filter: Option<&str>, tools: &ToolRoot) -> Result<Counts> {
+    let mut counts = cargo_test(filter, tools)?;
+    if DOCUMENTATION.contains(filter.unwrap_or("")) {
+        match documentation_is_whole() {
+            Ok(()) => {
+                println!("test {DOCUMENTATION} ... ok");
+                counts.passed += 1;
+            }
+            Err(e) => {
+                println!("test {DOCUMENTATION} ... FAILED\n{e:#}");
+                counts.failed += 1;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// Links that lead nowhere, or to what readers do not see, show only when it is made.
+fn documentation_is_whole() -> Result<()> {
+    let mut command = Command::new(lab::cargo());
+    command.args(["doc", "--no-deps", "--workspace", "--quiet"]);
+    command.current_dir(lab::workspace());
+    quiet(command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Runs the tests, shows what cargo says, and adds up its summary lines.
+fn cargo_test(filter: Option<&str>, tools: &ToolRoot) -> Result<Counts> {
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     let passt = directory.path().join("passt");
     tools.write_wrapper(&passt, &[], "passt")?;

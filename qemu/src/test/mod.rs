@@ -9,9 +9,9 @@ pub mod setup;
 
 use std::fs;
 use std::path::Path;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::artefacts::kernel::Flavour;
@@ -167,6 +167,26 @@ pub fn on_host(args: &Args, options: &Options, parts: &Parts) -> Result<Counts> 
         counts.add(module::run(filter, parts.tools(), tree)?);
     }
     Ok(counts)
+}
+
+/// Runs a checker that says nothing of what it likes.
+fn quiet(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run a checker")?;
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let warned = said
+        .lines()
+        .any(|l| l.starts_with("warning") || l.contains(": warning"));
+    if !output.status.success() || warned {
+        bail!("{said}");
+    }
+    Ok(())
 }
 
 /// The inner process's part: the scenarios in guests.

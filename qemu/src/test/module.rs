@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Tests of our driver's source: what the compilers and a look at the text can tell.
 
-use std::process::{Command, Stdio};
+use anyhow::{Context, Result, ensure};
 
-use anyhow::{Context, Result, bail, ensure};
-
-use super::Counts;
+use super::{Counts, quiet};
 use crate::artefacts::kernel::{MODULE_AT, RUSTFMT_CONFIG_AT, Tree};
 use crate::artefacts::module::{self, Sources};
 use crate::sandbox::tool::ToolRoot;
@@ -74,26 +72,6 @@ fn is_formatted(bench: &Workbench) -> Result<()> {
         rustfmt.arg(format!("{MODULE_AT}/{}", name.display()));
     }
     quiet(&mut rustfmt)
-}
-
-/// Runs a checker that says nothing of what it likes.
-fn quiet(command: &mut Command) -> Result<()> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run a checker")?;
-    let said = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let warned = said
-        .lines()
-        .any(|l| l.starts_with("warning") || l.contains(": warning"));
-    if !output.status.success() || warned {
-        bail!("{said}");
-    }
-    Ok(())
 }
 
 /// The compiler checks it where it is told to; this checks that it is told to.
