@@ -56,6 +56,12 @@ impl Agreement {
         outcome
     }
 
+    /// Counts a command that is refused without a look at it.
+    pub fn refuse_command(&self) {
+        let _only_writer = self.driver.lock();
+        self.nic.control_counters.commands.add(1);
+    }
+
     /// Writes config space, where a legacy driver sets its address.
     pub fn write_config(&self, offset: u32, data: &[u8]) {
         let mut driver = self.driver.lock();

@@ -220,6 +220,7 @@ impl Active {
             answer.push(outcome.ack);
             answer.extend(outcome.result);
         } else {
+            agreement.refuse_command();
             answer.push(VIRTIO_NET_ERR);
         }
         // A driver that has less room gets what fits.

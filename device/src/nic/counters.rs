@@ -95,9 +95,9 @@ impl Drops {
         self.0.get(reason as usize).map_or(0, Counter::get)
     }
 
-    /// How many packets were dropped for any reason.
+    /// How many packets were dropped for any reason; wraps.
     pub fn total(&self) -> u64 {
-        self.0.iter().map(Counter::get).sum()
+        self.0.iter().map(Counter::get).fold(0, u64::wrapping_add)
     }
 }
 
@@ -187,5 +187,13 @@ mod tests {
         drops.add(DropReason::Filtered);
         assert_eq!(serde_json::to_string(&drops).unwrap(), r#"{"filtered":2}"#);
         assert_eq!(drops.total(), 2);
+    }
+
+    #[test]
+    fn a_total_wraps_as_its_parts_do() {
+        let drops = Drops::default();
+        drops.add(DropReason::Filtered);
+        drops.0[DropReason::LinkDown as usize].add(u64::MAX);
+        assert_eq!(drops.total(), 0);
     }
 }

@@ -169,6 +169,25 @@ fn commands_that_are_malformed_are_answered_where_that_can_be() {
 }
 
 #[test]
+fn a_command_that_is_too_long_to_be_looked_at_is_refused_and_counted() {
+    for make in make().every_kind() {
+        let (rig, mut control, _) = rig(make);
+        let counted = || {
+            let counters = &rig.nic.control_counters;
+            (counters.commands.get(), counters.carried_out.get())
+        };
+        // A table of MAC addresses that no filter holds, of more octets than are ever copied.
+        let mut long = vec![0; 64 * 1024 + 1];
+        long[..2].copy_from_slice(&[1, 0]);
+        let ack = command(&rig, &mut control, &long, &[4096; 16]);
+        assert_eq!(ack, [VIRTIO_NET_ERR]);
+        assert_eq!(counted(), (1, 0));
+        assert_eq!(command(&rig, &mut control, PROMISCUOUS_OFF, &[]), [0]);
+        assert_eq!(counted(), (2, 1));
+    }
+}
+
+#[test]
 fn an_impossible_index_stops_the_queue_and_hangs_nothing() {
     let (rig, mut control, index) = rig(make());
     control.driver.set_avail_idx(1000);
