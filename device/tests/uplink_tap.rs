@@ -465,7 +465,127 @@ fn taking_the_interface_down_is_noticed_and_so_is_deleting_it() {
             events.clear();
         }
         assert!(wakes > 0);
-        assert!(tap.set_link(false).is_err());
+        // Kept for the next.
+        tap.set_link(false).unwrap();
+        thread::sleep(Duration::from_millis(100));
+        assert!(!ip("link").contains("fer0"), "it was deleted to be gone");
+    });
+}
+
+#[test]
+fn an_interface_made_again_is_taken_and_told_what_the_one_before_was() {
+    in_namespace(|| {
+        for (options, queue_pairs) in [("", 1), ("multi_queue", 1), ("multi_queue", 2)] {
+            make_tap(options);
+            let (tell, told) = carrier();
+            let open_options = OpenOptions {
+                queue_pairs,
+                mtu: 1500,
+                passt: None,
+            };
+            let mut tap = open(&"tap:fer0".parse().unwrap(), &open_options, tell).unwrap();
+            let mut queues = tap.take_queues();
+            assert!(told.recv_timeout(PATIENCE).unwrap());
+            let negotiate = |header_len, receive| {
+                tap.negotiate(Negotiated {
+                    header_len,
+                    receive,
+                })
+                .unwrap();
+            };
+            // Each of these is another than what a new interface has.
+            negotiate(12, Offloads::CSUM);
+            if let Some(second) = queues.get_mut(1) {
+                second.set_active(true).unwrap();
+            }
+            let socket = host_socket();
+            let moment = Duration::from_millis(100);
+            socket.set_read_timeout(Some(moment)).unwrap();
+            for round in 0..3 {
+                let header = [12, 10, 12][round];
+                ip("link delete fer0");
+                assert!(!told.recv_timeout(PATIENCE).unwrap());
+                let frame = udp(6000, 5000, b"out", true);
+                let packet = [&vec![0; header], &frame[..]].concat();
+                for queue in &mut queues {
+                    let lost = Sent::Dropped(DropReason::UplinkError);
+                    assert_eq!(send(&mut **queue, &packet), lost);
+                    assert_eq!(receive(&mut **queue), Err(Received::Empty));
+                }
+                // What is said while it is gone counts, too.
+                if round > 0 {
+                    negotiate(header, [Offloads::NONE, Offloads::CSUM][round - 1]);
+                    tap.set_link(false).unwrap();
+                }
+                make_tap(options);
+                assert!(told.recv_timeout(PATIENCE).unwrap());
+                if round > 0 {
+                    assert!(ip("-o link show fer0").contains("NO-CARRIER"));
+                    tap.set_link(true).unwrap();
+                }
+                // The kernel takes its time to notice a carrier.
+                for queue in &mut queues {
+                    let mut back = [0; 3];
+                    eventually("what was sent", || {
+                        assert_eq!(send(&mut **queue, &packet), Sent::Done);
+                        socket.recv(&mut back).is_ok()
+                    });
+                    assert_eq!(back, *b"out");
+                }
+                // The flow was last seen on the last queue that gets packets.
+                let active = if round < 2 { queue_pairs } else { 1 };
+                let queue = &mut *queues[usize::from(active) - 1];
+                let mut packet = None;
+                eventually("a datagram", || {
+                    socket.send(b"in").unwrap();
+                    packet = next(queue, moment, |p| is_to(p, header, UDP, 6000));
+                    packet.is_some()
+                });
+                let packet = packet.unwrap();
+                let unfinished = header == 12;
+                assert_eq!(packet[0], u8::from(unfinished), "a checksum is left to do");
+                assert_eq!(l4_residue(&packet[header..]) != 0, unfinished);
+                assert!(packet.ends_with(b"in"));
+                if round == 1
+                    && let Some(second) = queues.get_mut(1)
+                {
+                    second.set_active(false).unwrap();
+                }
+            }
+            drop((tap, queues));
+            ip("link delete fer0");
+        }
+    });
+}
+
+#[test]
+fn one_that_will_not_do_is_not_taken_and_the_next_that_will_is() {
+    in_namespace(|| {
+        make_tap("multi_queue");
+        let (tell, told) = carrier();
+        let options = OpenOptions {
+            queue_pairs: 2,
+            mtu: 1500,
+            passt: None,
+        };
+        let mut tap = open(&"tap:fer0".parse().unwrap(), &options, tell).unwrap();
+        let mut queue = tap.take_queues().swap_remove(0);
+        assert!(told.recv_timeout(PATIENCE).unwrap());
+        for bad in ["mode tun", "mode tap"] {
+            ip("link delete fer0");
+            ip(&format!("tuntap add dev fer0 {bad}"));
+            ip("link set fer0 up");
+        }
+        assert!(!told.recv_timeout(PATIENCE).unwrap());
+        assert!(told.recv_timeout(Duration::from_millis(200)).is_err());
+        let frame = udp(6000, 5000, b"x", true);
+        let packet = [&[0; 12], &frame[..]].concat();
+        let lost = Sent::Dropped(DropReason::UplinkError);
+        assert_eq!(send(&mut *queue, &packet), lost);
+        ip("link delete fer0");
+        make_tap("multi_queue");
+        assert!(told.recv_timeout(PATIENCE).unwrap());
+        assert_eq!(send(&mut *queue, &packet), Sent::Done);
     });
 }
 

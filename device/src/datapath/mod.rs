@@ -249,6 +249,11 @@ impl Dataplane {
         if let Err(e) = self.agreement.uplink.set_link(up) {
             log::warn!("uplink {}: {e}", self.agreement.nic.config.uplink);
         }
+        self.uplink_changed();
+    }
+
+    /// Has the workers look at the uplink, which may have packets now of which it has not told.
+    pub fn uplink_changed(&self) {
         for pair in &self.agreement.pairs {
             pair.wake();
         }

@@ -186,8 +186,10 @@ impl MutEventSubscriber for Port {
         let fd = events.fd();
         if fd == self.events.as_fd().as_raw_fd() {
             for event in self.events.take() {
-                if let Event::LinkChanged { up } = event {
-                    self.link_changed(up, ops);
+                match event {
+                    Event::LinkChanged { up } => self.link_changed(up, ops),
+                    Event::UplinkChanged { up: true } => self.dataplane.uplink_changed(),
+                    _ => {}
                 }
             }
         } else if self.door.watched().any(|watched| watched == fd) {

@@ -1,24 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Watches whether the tap is administratively up, with rtnetlink.
+//! Watches whether the tap is administratively up, and whether it is there, with rtnetlink.
 //!
 //! A thread sleeps until the kernel tells of a change to any interface, so that an idle host costs
 //! nothing. The carrier of the interface is no use here: we set it ourselves, to show the host
-//! that the guest's cable is pulled. What the host's side can do to us is `ip link set … down`.
+//! that the guest's cable is pulled. What the host's side can do to us is `ip link set … down`, and
+//! to delete the interface. Then any news of an interface may be that it was made again, and it is
+//! taken. While another process has it, as the one has that makes it, we look again now and then.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
 };
 
-use super::ioctl;
-use super::name::InterfaceName;
+use super::error::TapErrorKind;
+use super::interface::{Again, Interface};
+use super::open;
 use crate::uplink::OnCarrier;
 
 /// Larger than what the kernel tells of one interface. Only the start of a message is looked at,
@@ -28,6 +32,11 @@ const BUFFER: usize = 16 * 1024;
 const HEADER: usize = 16;
 /// Octets of `struct ifinfomsg`.
 const IFINFO: usize = 16;
+
+/// How soon to look again at an interface that another process has; each time twice as long.
+const SOON: Duration = Duration::from_millis(10);
+/// No longer than this.
+const LATER: Duration = Duration::from_secs(1);
 
 /// How an interface is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +55,10 @@ pub(super) struct CarrierWatch {
 }
 
 impl CarrierWatch {
-    /// Watches the interface `index`, one of whose queues is `queue`. Tells the state once before
-    /// it returns.
+    /// Watches the interface, which has number `index`. Tells the state once before it returns.
     pub fn start(
-        name: &InterfaceName,
         index: u32,
-        queue: Arc<OwnedFd>,
+        interface: Arc<Interface>,
         on_carrier: OnCarrier,
     ) -> io::Result<CarrierWatch> {
         let index = i32::try_from(index).map_err(io::Error::other)?;
@@ -67,13 +74,16 @@ impl CarrierWatch {
             &SocketAddrNetlink::new(0, libc::RTMGRP_LINK as u32),
         )?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let name = interface.name().clone();
         let mut watcher = Watcher {
-            name: name.clone(),
+            interface,
             index,
-            queue,
             socket,
             stop: Arc::clone(&stop),
             state: None,
+            told: None,
+            again: None,
+            problem: None,
             on_carrier,
             buffer: vec![0; BUFFER],
         };
@@ -101,12 +111,17 @@ impl Drop for CarrierWatch {
 }
 
 struct Watcher {
-    name: InterfaceName,
+    interface: Arc<Interface>,
     index: i32,
-    queue: Arc<OwnedFd>,
     socket: OwnedFd,
     stop: Arc<OwnedFd>,
     state: Option<State>,
+    /// What was told last.
+    told: Option<bool>,
+    /// When to look again at an interface that another process has.
+    again: Option<Duration>,
+    /// What was said last of one that cannot be taken.
+    problem: Option<String>,
     on_carrier: OnCarrier,
     buffer: Vec<u8>,
 }
@@ -117,18 +132,25 @@ impl Watcher {
             log::error!(
                 "tap {}: its state is no longer watched (rtnetlink: {e}); restart ferronic to \
                  follow it again",
-                self.name
+                self.interface.name()
             );
         }
     }
 
+    /// Until told to stop, or until there is nothing to be seen any more.
     fn watch(&mut self) -> io::Result<()> {
-        while self.state != Some(State::Gone) {
+        // It may be gone from the beginning.
+        self.recover()?;
+        while !self.is_out_of_sight() {
             let mut fds = [
                 PollFd::new(&self.socket, PollFlags::IN),
                 PollFd::new(&self.stop, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            let timeout = self.again.map(|wait| Timespec {
+                tv_sec: wait.as_secs().cast_signed(),
+                tv_nsec: wait.subsec_nanos().into(),
+            });
+            match poll(&mut fds, timeout.as_ref()) {
                 Err(Errno::INTR) => continue,
                 other => other?,
             };
@@ -136,6 +158,54 @@ impl Watcher {
                 return Ok(());
             }
             self.read_all()?;
+            self.recover()?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is in another network namespace.
+    fn is_out_of_sight(&self) -> bool {
+        self.state == Some(State::Gone) && self.interface.is_attached()
+    }
+
+    /// Takes the interface again if it was deleted and is there.
+    fn recover(&mut self) -> io::Result<()> {
+        if self.interface.is_attached() {
+            return Ok(());
+        }
+        let name = self.interface.name();
+        let problem = match self.interface.attach_again() {
+            Ok(Again::Attached(index)) => {
+                log::info!("tap {name}: made again, and taken");
+                self.index = i32::try_from(index).map_err(io::Error::other)?;
+                (self.state, self.again, self.problem) = (None, None, None);
+                self.ask()?;
+                return self.read_all();
+            }
+            Ok(Again::Missing) => {
+                (self.again, self.problem) = (None, None);
+                return Ok(());
+            }
+            Ok(Again::Busy) => {
+                let wait = self.again.map_or(SOON, |wait| (2 * wait).min(LATER));
+                let told = self.again.replace(wait) == Some(LATER);
+                // Who makes it does not have it for so long.
+                if told || wait < LATER {
+                    return Ok(());
+                }
+                TapErrorKind::Busy {
+                    holder: open::holder_of(name),
+                }
+            }
+            Err(problem) => {
+                self.again = None;
+                problem
+            }
+        };
+        let problem = self.interface.error(problem).to_string();
+        if self.problem.as_ref() != Some(&problem) {
+            log::error!("{problem}");
+            self.problem = Some(problem);
         }
         Ok(())
     }
@@ -172,26 +242,32 @@ impl Watcher {
         if self.state.replace(state) == Some(state) {
             return;
         }
-        let name = &self.name;
+        let name = self.interface.name();
         match state {
             State::Up if first => {}
             State::Up => log::info!("tap {name}: up"),
             State::Down => {
                 log::warn!("tap {name}: down; no packets pass until 'ip link set {name} up'");
             }
-            State::Gone if ioctl::has_interface(self.queue.as_fd()) => {
+            State::Gone if self.interface.is_there() => {
                 log::warn!(
                     "tap {name}: moved to another network namespace; packets pass, but whether \
-                     it is up cannot be seen any more"
+                     it is up, or deleted, cannot be seen any more"
                 );
-                return (self.on_carrier)(true);
             }
-            State::Gone => log::error!(
-                "tap {name}: the interface was deleted; no packets pass any more: make it again \
-                 and restart ferronic"
-            ),
+            State::Gone => {
+                self.interface.lose();
+                log::error!(
+                    "tap {name}: the interface was deleted; packets are dropped until it is made \
+                     again: {}",
+                    self.interface.error(TapErrorKind::Missing).create()
+                );
+            }
         }
-        (self.on_carrier)(state == State::Up);
+        let up = state == State::Up || self.is_out_of_sight();
+        if self.told.replace(up) != Some(up) {
+            (self.on_carrier)(up);
+        }
     }
 }
 

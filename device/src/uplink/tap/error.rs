@@ -53,7 +53,7 @@ pub enum TapErrorKind {
 
 impl TapError {
     /// The command that makes the tap that was wanted.
-    fn create(&self) -> String {
+    pub(super) fn create(&self) -> String {
         let queues = if self.queue_pairs > 1 {
             " multi_queue"
         } else {

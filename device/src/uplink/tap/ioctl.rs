@@ -61,11 +61,23 @@ pub(super) fn set_interface(
     unsafe { call(fd, libc::TUNSETIFF, &mut request) }
 }
 
-/// Whether `fd` still belongs to an interface.
-pub(super) fn has_interface(fd: BorrowedFd<'_>) -> bool {
+/// The flags (`IFF_…`) of the interface to which `fd` belongs; an error if there is none.
+fn interface_flags(fd: BorrowedFd<'_>) -> io::Result<c_int> {
     let mut request = request_of(0);
     // SAFETY: TUNGETIFF writes an ifreq.
-    unsafe { call(fd, libc::TUNGETIFF, &mut request).is_ok() }
+    unsafe { call(fd, libc::TUNGETIFF, &mut request)? };
+    // SAFETY: of the union it writes the flags.
+    Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
+}
+
+/// Whether `fd` still belongs to an interface.
+pub(super) fn has_interface(fd: BorrowedFd<'_>) -> bool {
+    interface_flags(fd).is_ok()
+}
+
+/// Whether packets of the interface come with a virtio-net header.
+pub(super) fn has_header(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(interface_flags(fd)? & libc::IFF_VNET_HDR != 0)
 }
 
 /// Attaches a queue of a multi-queue interface, or detaches it.

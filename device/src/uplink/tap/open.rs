@@ -5,9 +5,11 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
 use super::error::TapErrorKind;
 use super::ioctl;
@@ -21,8 +23,6 @@ const MULTI_FLAGS: libc::c_int = BASE_FLAGS | libc::IFF_MULTI_QUEUE;
 pub(super) struct Opened {
     /// One for each queue, all attached.
     pub queues: Vec<OwnedFd>,
-    /// Whether queues can be detached.
-    pub multi_queue: bool,
     /// The interface's number.
     pub index: u32,
     /// Whether the interface came to be just now, and will go with us.
@@ -46,7 +46,8 @@ fn device() -> Result<OwnedFd, TapErrorKind> {
         })
 }
 
-fn index_of(name: &InterfaceName) -> Result<Option<u32>, TapErrorKind> {
+/// The interface's number, if there is one of that name.
+pub(super) fn index_of(name: &InterfaceName) -> Result<Option<u32>, TapErrorKind> {
     let any = socket(AddressFamily::UNIX, SocketType::DGRAM, None)
         .map_err(|e| system("cannot make a socket to look for the interface")(e.into()))?;
     match netdevice::name_to_index(any, name.as_str()) {
@@ -58,7 +59,7 @@ fn index_of(name: &InterfaceName) -> Result<Option<u32>, TapErrorKind> {
 
 /// Who has the tap, as far as `/proc` shows it to us. Another network namespace may have a tap of
 /// the same name, so only processes of ours count, and our own.
-fn holder_of(name: &InterfaceName) -> Option<String> {
+pub(super) fn holder_of(name: &InterfaceName) -> Option<String> {
     let line = format!("iff:\t{name}");
     let here = fs::read_link("/proc/thread-self/ns/net").ok()?;
     let ourselves = std::process::id().to_string();
@@ -99,11 +100,11 @@ fn check_features(fd: &OwnedFd, multi_queue: bool) -> Result<(), TapErrorKind> {
     Ok(())
 }
 
-/// Attaches the first queue; says whether the interface turned out multi-queue.
-fn attach_first(fd: &OwnedFd, name: &InterfaceName, many: bool) -> Result<bool, TapErrorKind> {
+/// Attaches the first queue.
+fn attach_first(fd: &OwnedFd, name: &InterfaceName, many: bool) -> Result<(), TapErrorKind> {
     let wanted = if many { MULTI_FLAGS } else { BASE_FLAGS };
     match ioctl::set_interface(fd.as_fd(), name, wanted) {
-        Ok(()) => return Ok(many),
+        Ok(()) => return Ok(()),
         // The interface exists and differs in kind or in being multi-queue: see below.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
         Err(e) => return Err(refused(name, e)?),
@@ -118,7 +119,7 @@ fn attach_first(fd: &OwnedFd, name: &InterfaceName, many: bool) -> Result<bool, 
     let other = if many { BASE_FLAGS } else { MULTI_FLAGS };
     match ioctl::set_interface(fd.as_fd(), name, other) {
         Ok(()) if many => Err(TapErrorKind::SingleQueue),
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Err(TapErrorKind::NotTap),
         Err(_) if many => Err(TapErrorKind::SingleQueue),
         Err(e) => Err(refused(name, e)?),
@@ -148,7 +149,12 @@ pub(super) fn open(name: &InterfaceName, count: u16) -> Result<Opened, TapErrorK
     let created = index_of(name)?.is_none();
     let first = device()?;
     check_features(&first, count > 1)?;
-    let multi_queue = attach_first(&first, name, count > 1)?;
+    attach_first(&first, name, count > 1)?;
+    // The first queue of all says what the interface is like, and that may be another process's.
+    if !ioctl::has_header(first.as_fd()).map_err(system("cannot ask for its flags (TUNGETIFF)"))? {
+        let holder = holder_of(name);
+        return Err(TapErrorKind::Busy { holder });
+    }
     let mut queues = vec![first];
     for _ in 1..count {
         let queue = device()?;
@@ -163,10 +169,88 @@ pub(super) fn open(name: &InterfaceName, count: u16) -> Result<Opened, TapErrorK
     })?;
     Ok(Opened {
         queues,
-        multi_queue,
         index,
         created,
     })
+}
+
+/// How much of an interface could be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// As many queues as there are descriptors.
+    All,
+    /// Nothing: there is no interface of that name.
+    Missing,
+    /// Not all, since another process has a queue of it.
+    Busy,
+}
+
+/// Makes descriptors that were queues of an interface that is no more queues of the one that has the
+/// name now. What was not complete can be tried again.
+pub(super) fn attach_again(
+    name: &InterfaceName,
+    fds: &[Arc<OwnedFd>],
+) -> Result<Taken, TapErrorKind> {
+    // The first queue of all says what the interface is like. While the process that makes it has one,
+    // that may be without headers, and queues of ours would have to stay with it. So a descriptor
+    // goes first that need not stay.
+    let vanguard = device()?;
+    let flags = match attach_existing(&vanguard, name, MULTI_FLAGS) {
+        Ok(()) if ioctl::has_header(vanguard.as_fd()).unwrap_or(true) => MULTI_FLAGS,
+        Ok(()) => return Ok(Taken::Busy),
+        // One of a single queue, if it is a tap.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) && fds.len() == 1 => BASE_FLAGS,
+        Err(e) => return not_taken(name, e, fds.len() > 1),
+    };
+    for fd in fds {
+        match attach_existing(fd, name, flags) {
+            Ok(()) => {}
+            // In an attempt that did not get further.
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(e) => return not_taken(name, e, fds.len() > 1),
+        }
+    }
+    Ok(Taken::All)
+}
+
+/// Why a queue of an interface cannot be had.
+fn not_taken(name: &InterfaceName, error: io::Error, many: bool) -> Result<Taken, TapErrorKind> {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => Ok(Taken::Busy),
+        _ if index_of(name)?.is_none() => Ok(Taken::Missing),
+        Some(libc::EINVAL) if many => Err(TapErrorKind::SingleQueue),
+        Some(libc::EINVAL) => Err(TapErrorKind::NotTap),
+        _ => Err(refused(name, error)?),
+    }
+}
+
+/// Attaches a queue of an interface that is there; makes none.
+fn attach_existing(fd: &OwnedFd, name: &InterfaceName, flags: libc::c_int) -> io::Result<()> {
+    let attach = || ioctl::set_interface(fd.as_fd(), name, flags);
+    let exists = || index_of(name).is_ok_and(|index| index.is_some());
+    if !exists() {
+        return Err(Errno::NODEV.into());
+    }
+    // The tun driver makes one that is missing, and it may be missing by now. Who has deleted it wants
+    // it no more, or is about to make it otherwise. Without privilege the driver makes none.
+    match without_net_admin(attach) {
+        // It is another user's, for which it takes the privilege.
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) && exists() => attach(),
+        result => result,
+    }
+}
+
+/// Runs something without `CAP_NET_ADMIN`, which is each thread's own.
+fn without_net_admin<R>(run: impl FnOnce() -> R) -> R {
+    let Ok(had) = thread::capabilities(None) else {
+        return run();
+    };
+    let effective = had.effective.difference(CapabilitySet::NET_ADMIN);
+    // Neither can fail: both are permitted.
+    let _ = thread::set_capabilities(None, CapabilitySets { effective, ..had });
+    let result = run();
+    let _ = thread::set_capabilities(None, had);
+    result
 }
 
 /// Finds out which offloads this kernel's tun driver knows, and leaves all of them off.
