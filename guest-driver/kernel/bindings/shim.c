@@ -598,16 +598,14 @@ void ferronic_skb_receive(struct napi_struct *napi, struct sk_buff *skb, unsigne
 
 /* --- page pool */
 
-struct page_pool *ferronic_pool_create(struct net_device *dev, struct napi_struct *napi,
-				       struct device *dma, unsigned int queue,
-				       unsigned int order, unsigned int size)
+struct page_pool *ferronic_pool_create(struct net_device *dev, struct device *dma,
+				       unsigned int queue, unsigned int order, unsigned int size)
 {
 	struct page_pool_params params = {
 		.order = order,
 		.pool_size = size,
 		.nid = NUMA_NO_NODE,
 		.dev = dma,
-		.napi = napi,
 		.netdev = dev,
 		.queue_idx = queue,
 		.dma_dir = DMA_FROM_DEVICE,
@@ -619,13 +617,39 @@ struct page_pool *ferronic_pool_create(struct net_device *dev, struct napi_struc
 	return page_pool_create(&params);
 }
 
-/* A buffer and its address for the device. */
-void *ferronic_pool_alloc(struct page_pool *pool, unsigned int size, dma_addr_t *addr)
+/*
+ * From now on pages that are freed where the instance is polled come back without a lock. Keeps the
+ * pool. The instance is disabled. False if the pool is bound already.
+ */
+bool ferronic_pool_bind(struct page_pool *pool, struct napi_struct *napi)
+{
+	if (pool->p.napi)
+		return false;
+	page_pool_get(pool);
+	page_pool_enable_direct_recycling(pool, napi);
+	return true;
+}
+
+/* Undoes that. The instance is disabled. */
+void ferronic_pool_unbind(struct page_pool *pool)
+{
+	page_pool_disable_direct_recycling(pool);
+	page_pool_destroy(pool);
+}
+
+/*
+ * A buffer and its address for the device. Only where the instance is polled that the pool is bound
+ * to, or with NULL if it is not bound.
+ */
+void *ferronic_pool_alloc(struct page_pool *pool, const struct napi_struct *napi,
+			  unsigned int size, dma_addr_t *addr)
 {
 	gfp_t gfp = GFP_ATOMIC | __GFP_NOWARN;
 	unsigned int offset = 0;
 	struct page *page;
 
+	if (unlikely(pool->p.napi != napi))
+		return NULL;
 	if (size << 1 > PAGE_SIZE << pool->p.order)
 		page = page_pool_alloc_pages(pool, gfp);
 	else
@@ -643,13 +667,13 @@ void ferronic_pool_put(void *start)
 	page_pool_put_full_page(pp_page_to_nmdesc(page)->pp, page, false);
 }
 
-/* The same where nobody else uses this pool now. The buffer may be another's. */
-void ferronic_pool_recycle(struct page_pool *pool, void *start)
+/* The same, more cheaply where a buffer could be had. The buffer may be another pool's. */
+void ferronic_pool_recycle(struct page_pool *pool, const struct napi_struct *napi, void *start)
 {
 	struct page *page = virt_to_head_page(start);
 	struct page_pool *owner = pp_page_to_nmdesc(page)->pp;
 
-	page_pool_put_full_page(owner, page, owner == pool);
+	page_pool_put_full_page(owner, page, owner == pool && pool->p.napi == napi);
 }
 
 void ferronic_pool_sync_for_cpu(struct page_pool *pool, void *start, unsigned int offset,

@@ -152,12 +152,14 @@ void ferronic_skb_set_hash(struct sk_buff *skb, u32 hash, bool l4);
 void ferronic_skb_receive(struct napi_struct *napi, struct sk_buff *skb, unsigned int queue);
 
 /* --- page pool */
-struct page_pool *ferronic_pool_create(struct net_device *dev, struct napi_struct *napi,
-				       struct device *dma, unsigned int queue,
-				       unsigned int order, unsigned int size);
-void *ferronic_pool_alloc(struct page_pool *pool, unsigned int size, dma_addr_t *addr);
+struct page_pool *ferronic_pool_create(struct net_device *dev, struct device *dma,
+				       unsigned int queue, unsigned int order, unsigned int size);
+bool ferronic_pool_bind(struct page_pool *pool, struct napi_struct *napi);
+void ferronic_pool_unbind(struct page_pool *pool);
+void *ferronic_pool_alloc(struct page_pool *pool, const struct napi_struct *napi,
+			  unsigned int size, dma_addr_t *addr);
 void ferronic_pool_put(void *start);
-void ferronic_pool_recycle(struct page_pool *pool, void *start);
+void ferronic_pool_recycle(struct page_pool *pool, const struct napi_struct *napi, void *start);
 void ferronic_pool_sync_for_cpu(struct page_pool *pool, void *start, unsigned int offset,
 				unsigned int len);
 void ferronic_pool_sync_for_device(struct page_pool *pool, dma_addr_t addr, unsigned int len);

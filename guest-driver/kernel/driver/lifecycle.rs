@@ -207,7 +207,7 @@ impl<'a> Nic<'a> {
                 return Err(EINVAL);
             };
             // Too few buffers are better than none: polling adds more.
-            rx.refill(&pair.rx.handler().stats);
+            rx.refill(None, &pair.rx.handler().stats);
             if let Err(rx) = pair.rx.enable(rx) {
                 *slot = Some(rx);
                 return Err(EBUSY);
@@ -278,8 +278,6 @@ impl<'a> Nic<'a> {
                 core::mem::forget(driven);
                 for pair in &self.pairs {
                     core::mem::forget(pair.tx.handler().cell.lock_bh().take());
-                    // Page pools refer to it.
-                    core::mem::forget(pair.rx.clone());
                 }
                 return;
             }

@@ -121,7 +121,7 @@ impl<'a> Nic<'a> {
         let (rx_size, tx_size) = (rings.rx.try_into()?, rings.tx.try_into()?);
         driven.rings = rings;
         for index in 0..pairs {
-            let mut rx = self.make_rx(index, driven.features, driven.frame, rx_size)?;
+            let mut rx = self.make_rx(dev, index, driven.features, driven.frame, rx_size)?;
             if self.can_adapt(driven.features) {
                 let (sampler, decisions) = net::dim(dev, Work::MODERATE)?;
                 rx.sampler = Some(sampler);
@@ -170,7 +170,14 @@ impl<'a> Nic<'a> {
         })
     }
 
-    fn make_rx(&self, index: u16, features: Features, frame: u32, size: u16) -> Result<Rx<'a>> {
+    fn make_rx(
+        &self,
+        net: &Device<Self>,
+        index: u16,
+        features: Features,
+        frame: u32,
+        size: u16,
+    ) -> Result<Rx<'a>> {
         let dev = self.pdev.as_ref();
         let number = rx_queue(index);
         let mergeable = features.contains(features::MRG_RXBUF);
@@ -179,8 +186,7 @@ impl<'a> Nic<'a> {
         } else {
             order_of(frame + rx::OVERHEAD)
         };
-        let pair = self.pairs.get(usize::from(index)).ok_or(EINVAL)?;
-        let pool = PagePool::new(dev, &pair.rx, index.into(), order, size.into())?;
+        let pool = PagePool::new(dev, net, index.into(), order, size.into())?;
         let queue = Virtqueue::new(dev, number, size, features)?;
         let doorbell = self.transport.doorbell(number)?;
         Ok(Rx::new(queue, pool, doorbell, features))

@@ -35,6 +35,7 @@ use crate::{
         Poll,
         PollContext,
         PoolBuffer,
+        PoolUser,
         Progress,
         Sampler,
         SkBuff,
@@ -147,15 +148,15 @@ impl<'a> Rx<'a> {
     }
 
     /// Fills the queue. Returns whether there was memory for all.
-    pub(super) fn refill(&mut self, stats: &RxStats) -> bool {
+    pub(super) fn refill(&mut self, user: PoolUser<'_>, stats: &RxStats) -> bool {
         let mut complete = true;
         while self.queue.free() > 0 {
-            let Some(buffer) = self.pool.alloc(self.size) else {
+            let Some(buffer) = self.pool.alloc(user, self.size) else {
                 stats.alloc_fail.add(1);
                 complete = false;
                 break;
             };
-            if !self.give(buffer) {
+            if !self.give(user, buffer) {
                 break;
             }
         }
@@ -165,7 +166,7 @@ impl<'a> Rx<'a> {
 
     /// Adds a buffer. Returns whether the queue took it.
     #[inline]
-    fn give(&mut self, buffer: PoolBuffer) -> bool {
+    fn give(&mut self, user: PoolUser<'_>, buffer: PoolBuffer) -> bool {
         let segment = Segment {
             addr: buffer.addr().wrapping_add(HEADROOM.into()),
             len: buffer.size().saturating_sub(HEADROOM + SKB_TAIL),
@@ -173,7 +174,7 @@ impl<'a> Rx<'a> {
         match self.queue.add(&[], &[segment], buffer) {
             Ok(()) => true,
             Err(full) => {
-                self.pool.recycle(full.token);
+                self.pool.recycle(user, full.token);
                 false
             }
         }
@@ -255,30 +256,30 @@ impl<'a> Rx<'a> {
         };
         let (Some(frame), Some(more)) = (len.checked_sub(HEADER), more) else {
             // There is no telling where the next packet begins.
-            self.pool.recycle(buffer);
+            self.pool.recycle(Some(context), buffer);
             stats.length_errors.add(1);
             return Outcome::Broken;
         };
         if frame < ETHERNET_HEADER {
-            return self.nonsense(buffer, more, stats);
+            return self.nonsense(buffer, more, stats, context);
         }
         let skb = if frame <= COPY && more == 0 {
             let copy = SkBuff::copy_from(&buffer, HEADROOM + HEADER, frame, context);
             self.pool.sync_for_device(&buffer, HEADROOM, len);
-            self.give(buffer);
+            self.give(Some(context), buffer);
             copy
         } else {
             match SkBuff::build(buffer, HEADROOM + HEADER, frame, context) {
                 Ok(skb) => Some(skb),
                 Err(buffer) => {
-                    self.pool.recycle(buffer);
+                    self.pool.recycle(Some(context), buffer);
                     None
                 }
             }
         };
         let skb = match more {
             0 => skb,
-            more => match self.merge(skb, more, stats) {
+            more => match self.merge(skb, more, stats, context) {
                 Ok(skb) => skb,
                 Err(outcome) => return outcome,
             },
@@ -324,6 +325,7 @@ impl<'a> Rx<'a> {
         skb: Option<SkBuff>,
         more: u16,
         stats: &RxStats,
+        context: PollContext<'_>,
     ) -> Result<Option<SkBuff>, Outcome> {
         let mut frame = skb.as_ref().map_or(0, SkBuff::len);
         let mut packet = skb.map(Growing::from);
@@ -349,7 +351,7 @@ impl<'a> Rx<'a> {
             if let Err(buffer) = rest {
                 // It is dropped, but not before all of it is here.
                 packet = None;
-                self.pool.recycle(buffer);
+                self.pool.recycle(Some(context), buffer);
             }
             nonsense |= !sane;
         }
@@ -361,10 +363,16 @@ impl<'a> Rx<'a> {
 
     /// Drops what no device may send, all of it.
     #[cold]
-    fn nonsense(&mut self, buffer: PoolBuffer, more: u16, stats: &RxStats) -> Outcome {
-        self.pool.recycle(buffer);
+    fn nonsense(
+        &mut self,
+        buffer: PoolBuffer,
+        more: u16,
+        stats: &RxStats,
+        context: PollContext<'_>,
+    ) -> Outcome {
+        self.pool.recycle(Some(context), buffer);
         stats.length_errors.add(1);
-        match self.merge(None, more, stats) {
+        match self.merge(None, more, stats, context) {
             Ok(_) => Outcome::Dropped,
             Err(outcome) => outcome,
         }
@@ -412,6 +420,10 @@ pub(super) struct RxPoll<'a> {
 impl<'a> Poll for RxPoll<'a> {
     type State = Rx<'a>;
 
+    fn pool<'s>(rx: &'s Rx<'a>) -> Option<&'s PagePool> {
+        Some(&rx.pool)
+    }
+
     fn poll(&self, rx: &mut Rx<'a>, context: PollContext<'_>) -> Progress {
         let budget = context.budget();
         // One interrupt serves both directions.
@@ -426,7 +438,7 @@ impl<'a> Poll for RxPoll<'a> {
             return Progress::Done(packets);
         }
         let filled = if rx.queue.free() >= rx.refill_at {
-            rx.refill(&self.stats)
+            rx.refill(Some(context), &self.stats)
         } else {
             // Buffers whose frames were copied.
             rx.publish(&self.stats);

@@ -47,7 +47,8 @@ pub(crate) use operations::{
 };
 pub(crate) use page_pool::{
     PagePool,
-    PoolBuffer, //
+    PoolBuffer,
+    PoolUser, //
 };
 pub(crate) use skb::{
     Growing,

@@ -11,8 +11,10 @@
 //! C header: [`include/linux/netdevice.h`](srctree/include/linux/netdevice.h)
 
 use super::{
+    page_pool::Binding,
     Device,
-    Operations, //
+    Operations,
+    PagePool, //
 };
 use crate::bindings;
 use core::{
@@ -45,6 +47,12 @@ pub(crate) enum Progress {
 pub(crate) trait Poll: Sync + Sized {
     /// What polling works on.
     type State: Send;
+
+    /// The pool from which the state takes buffers where it is polled, if there is one.
+    fn pool(state: &Self::State) -> Option<&PagePool> {
+        let _ = state;
+        None
+    }
 
     /// Polls. `budget` is how many packets may be received; 0 means that only transmission may be
     /// looked after, and that [`Progress::Done`] must not be returned by a receiving instance.
@@ -88,7 +96,8 @@ const ON: u32 = 2;
 /// - `napi` is registered with a net device, whose memory `dev` keeps alive.
 /// - It is enabled while `phase` is [`ON`] and disabled while it is [`OFF`].
 /// - While it is enabled `state` is only touched by the poll function; in [`OFF`] nobody touches it,
-///   and in [`CHANGING`], while it is disabled, whoever set that.
+///   and in [`CHANGING`], while it is disabled, whoever set that. `pool` is only touched by the latter,
+///   and bound to this instance; in [`OFF`] there is none.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Napi<H: Poll> {
     #[pin]
@@ -96,6 +105,8 @@ pub(crate) struct Napi<H: Poll> {
     handler: H,
     phase: Atomic<u32>,
     state: UnsafeCell<Option<H::State>>,
+    /// The pool of the state, as long as that is here.
+    pool: UnsafeCell<Option<Binding>>,
     dev: super::device::Reference,
     #[pin]
     _pin: PhantomPinned,
@@ -153,6 +164,7 @@ impl<H: Poll> Napi<H> {
             handler,
             phase: Atomic::new(OFF),
             state: UnsafeCell::new(None),
+            pool: UnsafeCell::new(None),
             dev,
             _pin: PhantomPinned,
         }? Error)
@@ -169,9 +181,15 @@ impl<H: Poll> Napi<H> {
         if self.phase.cmpxchg(OFF, CHANGING, Acquire).is_err() {
             return Err(state);
         }
+        // SAFETY: By the type invariant it is registered, and disabled until the end of this.
+        // `disable` drops it before this ceases to be registered, and while it is disabled.
+        let pool = H::pool(&state).and_then(|pool| unsafe { Binding::new(pool, self.napi.get()) });
         // SAFETY: By the type invariant, `phase` being `CHANGING` and set by us, nobody else
-        // accesses it.
-        unsafe { *self.state.get() = Some(state) };
+        // accesses them.
+        unsafe {
+            *self.pool.get() = pool;
+            *self.state.get() = Some(state);
+        }
         // SAFETY: By the type invariants it is registered and disabled, `phase` keeping others off.
         unsafe { bindings::napi_enable(self.napi.get()) };
         // INVARIANT: It is enabled now. Not before: whoever sees this may disable it.
@@ -187,7 +205,8 @@ impl<H: Poll> Napi<H> {
         // SAFETY: By the type invariant it is registered and enabled.
         unsafe { bindings::napi_disable(self.napi.get()) };
         // SAFETY: The poll function has returned and is not called again; `phase` keeps others off.
-        let state = unsafe { (*self.state.get()).take() };
+        let (state, pool) = unsafe { ((*self.state.get()).take(), (*self.pool.get()).take()) };
+        drop(pool);
         self.phase.store(OFF, Release);
         state
     }
@@ -231,14 +250,6 @@ impl<H: Poll> Napi<H> {
         unsafe {
             bindings::ferronic_queue_set_napi(self.dev.raw(), index, tx, core::ptr::null_mut())
         };
-    }
-
-    pub(super) fn raw(&self) -> *mut bindings::napi_struct {
-        self.napi.get()
-    }
-
-    pub(super) fn raw_device(&self) -> *mut bindings::net_device {
-        self.dev.raw()
     }
 }
 

@@ -2,16 +2,25 @@
 
 //! Page pools: pages for received packets, which come back to be used again.
 //!
+//! # Design
+//!
+//! A pool has a cache without a lock. Pages get into it from those who use the pool, and, if it is
+//! bound to an instance of NAPI, also from whoever frees a page where that is polled. So a bound pool
+//! may be used only there, and not be bound any longer when the instance is no more. An instance binds
+//! the pool of its state when it is enabled, and keeps it until it is disabled ([`Binding`]); users say
+//! where they are ([`PoolUser`]), and a pool that is used elsewhere has no buffers.
+//!
 //! C header: [`include/net/page_pool/helpers.h`](srctree/include/net/page_pool/helpers.h)
 
 use super::{
-    Napi,
-    Poll, //
+    Device,
+    Operations,
+    PollContext, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
-    device::Bound,
+    device,
     dma::DmaAddress,
     prelude::*, //
 };
@@ -30,22 +39,29 @@ pub(crate) struct PagePool {
 // SAFETY: It may be used wherever there is exclusive access.
 unsafe impl Send for PagePool {}
 
+/// Where a pool is used: where an instance of NAPI is polled, or where none is, with the pool of a
+/// state that is not polled now.
+pub(crate) type PoolUser<'a> = Option<PollContext<'a>>;
+
+/// Who that is for the C side.
+#[inline]
+fn napi_of(user: PoolUser<'_>) -> *const bindings::napi_struct {
+    user.map_or(core::ptr::null(), |context| context.raw().cast_const())
+}
+
 impl PagePool {
-    /// A pool for the queue that `napi` polls, of pages of `2^order` times the ordinary size, that
-    /// keeps up to `size` pages ready. It must only be used where that is polled or while it is
-    /// disabled, and dropped while it is disabled.
-    pub(crate) fn new<H: Poll>(
-        dma: &kernel::device::Device<Bound>,
-        napi: &Napi<H>,
+    /// A pool for receive queue `queue`, of pages of `2^order` times the ordinary size, that keeps up
+    /// to `size` pages ready.
+    pub(crate) fn new<T: Operations>(
+        dma: &device::Device<device::Bound>,
+        dev: &Device<T>,
         queue: u32,
         order: u32,
         size: u32,
     ) -> Result<Self> {
         let dma = core::ptr::from_ref(dma).cast_mut().cast();
-        // SAFETY: `dma` is a device that is bound; `napi` is registered with its net device.
-        let raw = unsafe {
-            bindings::ferronic_pool_create(napi.raw_device(), napi.raw(), dma, queue, order, size)
-        };
+        // SAFETY: `dma` is a device that is bound; `dev` is a net device.
+        let raw = unsafe { bindings::ferronic_pool_create(dev.raw(), dma, queue, order, size) };
         let raw = kernel::error::from_err_ptr(raw)?;
         // INVARIANT: It is a new page pool.
         Ok(Self {
@@ -59,16 +75,19 @@ impl PagePool {
         self.page
     }
 
-    /// A buffer of `size` octets. `None` if there is no memory now.
+    /// A buffer of `size` octets. `None` if there is no memory now, or this is not where the pool may
+    /// be used.
     #[inline]
-    pub(crate) fn alloc(&mut self, size: u32) -> Option<PoolBuffer> {
+    pub(crate) fn alloc(&mut self, user: PoolUser<'_>, size: u32) -> Option<PoolBuffer> {
         if size == 0 || size > self.page {
             return None;
         }
         let mut addr = 0;
-        // SAFETY: By the type invariant it is a page pool; `self` is borrowed exclusively.
+        let napi = napi_of(user);
+        // SAFETY: By the type invariant it is a page pool; `self` is borrowed exclusively, and `napi`
+        // is polled here, or null.
         let start =
-            unsafe { bindings::ferronic_pool_alloc(self.raw.as_ptr(), size, &raw mut addr) };
+            unsafe { bindings::ferronic_pool_alloc(self.raw.as_ptr(), napi, size, &raw mut addr) };
         // More than half a page is a page.
         let size = if size > self.page / 2 {
             self.page
@@ -79,14 +98,15 @@ impl PagePool {
         NonNull::new(start.cast()).map(|start| PoolBuffer { start, addr, size })
     }
 
-    /// Gives a buffer back, more cheaply than dropping it does. Where the pool's queue is polled.
+    /// Gives a buffer back, more cheaply than dropping it does where the pool may be used.
     #[inline]
-    pub(crate) fn recycle(&mut self, buffer: PoolBuffer) {
+    pub(crate) fn recycle(&mut self, user: PoolUser<'_>, buffer: PoolBuffer) {
         let start = buffer.start.as_ptr();
         core::mem::forget(buffer);
-        // SAFETY: By its type invariant the buffer is a pool's and ours to give back.
-        // `self` being borrowed exclusively, nobody else uses this pool.
-        unsafe { bindings::ferronic_pool_recycle(self.raw.as_ptr(), start.cast()) };
+        let napi = napi_of(user);
+        // SAFETY: By its type invariant the buffer is a pool's and ours to give back. For this pool
+        // as in `alloc`.
+        unsafe { bindings::ferronic_pool_recycle(self.raw.as_ptr(), napi, start.cast()) };
     }
 
     /// Lets the processor see what the device wrote to `len` octets at `offset`.
@@ -115,8 +135,39 @@ impl PagePool {
 
 impl Drop for PagePool {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. Pages that are elsewhere keep it alive.
+        // SAFETY: By the type invariant. Pages that are elsewhere keep it alive, and so does
+        // whoever has it bound.
         unsafe { bindings::page_pool_destroy(self.raw.as_ptr()) };
+    }
+}
+
+/// A pool that is bound to an instance of NAPI.
+///
+/// # Invariants
+///
+/// It is a page pool that is kept alive, and bound to an instance.
+pub(super) struct Binding(NonNull<bindings::page_pool>);
+
+impl Binding {
+    /// Binds a pool.
+    ///
+    /// # Safety
+    ///
+    /// The instance must be registered and disabled. This must be dropped before that is not so any
+    /// more, and while it is disabled.
+    pub(super) unsafe fn new(pool: &PagePool, napi: *mut bindings::napi_struct) -> Option<Self> {
+        // SAFETY: By the type invariant it is a page pool, and by the safety requirement `napi` is
+        // an instance.
+        let bound = unsafe { bindings::ferronic_pool_bind(pool.raw.as_ptr(), napi) };
+        // INVARIANT: As it says.
+        bound.then_some(Self(pool.raw))
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant; the instance is disabled.
+        unsafe { bindings::ferronic_pool_unbind(self.0.as_ptr()) };
     }
 }
 

@@ -204,7 +204,7 @@ impl<'a> Nic<'a> {
         let Ok(skb) = SkBuff::from_octets(dev, &frame) else {
             return TestResult::Skipped;
         };
-        rx.refill(rx_stats);
+        rx.refill(None, rx_stats);
         if !tx.send_alone(skb) || !wait(|| tx.reclaim()) {
             return TestResult::Failed;
         }
