@@ -8,11 +8,15 @@
 //!
 //! A region whose file is made shorter after it was mapped raises SIGBUS on access. The file is
 //! checked when the map is made; a frontend that shrinks it later can end the process, as it can
-//! end itself: the frontend is trusted that far, the guest is not and cannot do it.
+//! end itself: the frontend is trusted that far, the guest is not and cannot do it. A device of memory
+//! (`/dev/dax0.0`) has no such length, but one that it cannot lose, which sysfs tells.
 
 use std::fmt;
+use std::fs::{self, File};
 use std::io;
 use std::marker::PhantomData;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -56,6 +60,26 @@ impl fmt::Debug for MemoryMap {
     }
 }
 
+/// Octets of a file that holds guest memory; `sys` is where to look for those of a device.
+fn size_of(file: &File, sys: &Path) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if !metadata.file_type().is_char_device() {
+        return Ok(metadata.len());
+    }
+    let device = metadata.rdev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let path = sys.join(format!("{major}:{minor}/size"));
+    let problem = |e: &dyn fmt::Display| {
+        io::Error::other(format!(
+            "it is in character device {major}:{minor}, and how large that is cannot be told \
+             ({}: {e}); a memfd or a file will do",
+            path.display()
+        ))
+    };
+    let text = fs::read_to_string(&path).map_err(|e| problem(&e))?;
+    text.trim_end().parse().map_err(|e| problem(&e))
+}
+
 impl MemoryMap {
     /// A map of `guest`; refuses a region whose file is shorter than it claims.
     pub fn new(guest: Arc<GuestMemoryMmap>) -> io::Result<Self> {
@@ -65,7 +89,8 @@ impl MemoryMap {
             let len = region.len();
             if let Some(file) = region.file_offset() {
                 let end = file.start().checked_add(len);
-                let size = file.file().metadata()?.len();
+                let size = size_of(file.file(), Path::new("/sys/dev/char"))
+                    .map_err(|e| io::Error::other(format!("memory region at {start:#x}: {e}")))?;
                 if end.is_none_or(|end| end > size) {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidInput,
@@ -297,7 +322,7 @@ impl Window {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use vm_memory::GuestAddress;
+    use vm_memory::{FileOffset, GuestAddress};
 
     /// Two regions side by side, a hole, and one more.
     pub fn map() -> Arc<MemoryMap> {
@@ -307,6 +332,42 @@ pub(super) mod tests {
             (GuestAddress(0x4000), 0x1000),
         ]);
         Arc::new(MemoryMap::new(Arc::new(guest.unwrap())).unwrap())
+    }
+
+    /// Two pages at an offset of two into a file or device.
+    fn pages_of(file: File) -> io::Result<MemoryMap> {
+        let offset = Some(FileOffset::new(file, 0x2000));
+        let guest = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), 0x2000, offset)]);
+        MemoryMap::new(Arc::new(guest.unwrap()))
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
+    fn a_file_that_is_shorter_than_the_region_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        for (len, fits) in [(0x4000, true), (0x5000, true), (0x3fff, false), (0, false)] {
+            file.set_len(len).unwrap();
+            let map = pages_of(file.try_clone().unwrap());
+            assert_eq!(map.is_ok(), fits, "{len:#x}");
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
+    fn the_size_of_a_device_is_what_sysfs_tells() {
+        // One that can be mapped, and has no size.
+        let zero = || {
+            let mut options = File::options();
+            options.read(true).write(true).open("/dev/zero").unwrap()
+        };
+        let error = pages_of(zero()).unwrap_err().to_string();
+        assert!(error.contains("character device 1:5"), "{error}");
+        let sys = tempfile::tempdir().unwrap();
+        fs::create_dir(sys.path().join("1:5")).unwrap();
+        for (text, size) in [("16384\n", Some(16384)), ("-1\n", None), ("", None)] {
+            fs::write(sys.path().join("1:5/size"), text).unwrap();
+            assert_eq!(size_of(&zero(), sys.path()).ok(), size, "{text}");
+        }
     }
 
     #[test]
