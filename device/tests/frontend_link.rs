@@ -3,8 +3,10 @@
 
 mod frontend_support;
 
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use ferronic::frontend::port::Source;
@@ -46,6 +48,75 @@ fn a_netdev_plugged_in_while_the_link_is_down_is_dropped_when_its_driver_starts(
     eventually("the path is gone", || !device.path().exists());
     device.nic.set_link(true);
     eventually("the path is back", || device.path().exists());
+    netdev(&device);
+}
+
+/// Where the frontend in another process connects.
+const SOCKET: &str = "FERRONIC_TEST_SOCKET";
+/// What it says when its driver has started.
+const STARTED: &str = "the driver has started";
+
+#[test]
+#[ignore = "another process of the test that follows"]
+fn another_process() {
+    let Some(path) = std::env::var_os(SOCKET) else {
+        return;
+    };
+    let mut client = Client::connect(path.as_ref());
+    client.handshake(NETDEV);
+    client.start_netdev(&Driver::new(2, 1), FEATURES);
+    println!("{STARTED}");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A process with a frontend whose driver has started.
+fn another_frontend(device: &Device) -> Child {
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["another_process", "--exact", "--ignored", "--nocapture"])
+        .env(SOCKET, device.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    assert!(
+        lines
+            .map(Result::unwrap)
+            .any(|line| line.ends_with(STARTED))
+    );
+    process
+}
+
+#[test]
+fn a_netdev_that_is_started_after_the_one_that_was_dropped_has_ended_need_not_wait() {
+    let device = Device::new(1);
+    let mut first = another_frontend(&device);
+    device.nic.set_link(false);
+    eventually("the path is gone", || !device.path().exists());
+    std::thread::sleep(A_WHILE);
+    // It would come back.
+    assert!(!device.path().exists());
+    first.kill().unwrap();
+    first.wait().unwrap();
+    eventually("the path is back", || device.path().exists());
+    assert!(!device.nic.link_up());
+    // And so for this one, which is the process that goes on.
+    let mut client = netdev(&device);
+    let driver = Driver::new(2, 1);
+    let region = words(&[0, 0, MEMORY, USER, 0]);
+    client.send(ADD_MEM_REG, 1, &region, &[driver.guest.memfd.as_fd()]);
+    assert!(client.is_closed());
+    eventually("the path is gone", || !device.path().exists());
+    std::thread::sleep(A_WHILE);
+    assert!(!device.path().exists());
+    // One that ends when the link is up changes nothing.
+    device.nic.set_link(true);
+    eventually("the path is back", || device.path().exists());
+    let mut second = another_frontend(&device);
+    second.kill().unwrap();
+    second.wait().unwrap();
+    eventually("it is gone", || device.nic.frontend().is_none());
     netdev(&device);
 }
 

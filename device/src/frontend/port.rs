@@ -6,15 +6,19 @@
 //! changed. In the netdev attachment the frontend owns config space and takes the link to be down
 //! while it has no backend: so the port drops it and stops listening, and listens again when the
 //! link comes up. A frontend that plugs in while the link is down is let through the handshake,
-//! which QEMU waits for at start, and dropped when its driver starts.
+//! which QEMU waits for at start, and dropped when its driver starts. It would come back ten times a
+//! second, and show its guest a carrier for a moment each time; so the port listens again only when
+//! that process has ended, and the next frontend is one that starts.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::datapath::Dataplane;
 use crate::nic::events::{Event, Subscription};
@@ -33,6 +37,8 @@ pub struct Port {
     events: Subscription,
     /// Shut when a frontend was dropped because the link is down: the next would be, too.
     door: Door,
+    /// The process of that frontend, until it ends.
+    dropped: Option<OwnedFd>,
     connection: Option<Connection>,
     watched: HashMap<RawFd, EventSet>,
     on_end: OnEnd,
@@ -61,6 +67,7 @@ impl Port {
             nic,
             dataplane,
             door,
+            dropped: None,
             connection: None,
             watched: HashMap::new(),
             on_end,
@@ -114,7 +121,7 @@ impl Port {
     fn link_changed(&mut self, up: bool, ops: &mut EventOps<'_>) {
         self.dataplane.link_changed();
         if up {
-            self.door.open();
+            self.let_in(ops);
         } else if self.shows_link_by_socket() {
             self.unplug(ops);
         }
@@ -125,10 +132,26 @@ impl Port {
         }
     }
 
-    /// Drops the frontend and takes no other.
+    /// Drops the frontend, and takes no other as long as its process is there, if that can be seen.
     fn unplug(&mut self, ops: &mut EventOps<'_>) {
+        let pid = self.nic.frontend().and_then(|info| info.pid);
         self.close(ops);
+        let process = pid
+            .and_then(Pid::from_raw)
+            .map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        if let Some(Err(Errno::SRCH)) = process {
+            return;
+        }
+        self.dropped = process.and_then(Result::ok);
         self.door.shut();
+    }
+
+    /// Takes frontends again.
+    fn let_in(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(process) = self.dropped.take() {
+            self.unwatch(process.as_raw_fd(), ops);
+        }
+        self.door.open();
     }
 
     fn close(&mut self, ops: &mut EventOps<'_>) {
@@ -164,6 +187,7 @@ impl Port {
             .into_iter()
             .chain(self.door.watched().map(|fd| (fd, true, false)))
             .chain([(self.events.as_fd().as_raw_fd(), true, false)])
+            .chain((self.dropped.iter()).map(|process| (process.as_raw_fd(), true, false)))
             .collect();
         for (fd, read, write) in wanted {
             let mut set = EventSet::empty();
@@ -192,6 +216,8 @@ impl MutEventSubscriber for Port {
                     _ => {}
                 }
             }
+        } else if (self.dropped.iter()).any(|process| process.as_raw_fd() == fd) {
+            self.let_in(ops);
         } else if self.door.watched().any(|watched| watched == fd) {
             // A frontend that is started anew may be quicker than the news that the old one ended.
             if self.connection.as_ref().is_some_and(Connection::is_gone) {
