@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The cable is pulled and put back.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{EVERY, Scenario};
+use super::{BOTH, EVERY, Scenario};
 use crate::cable::{INTERFACE, wait_carrier};
 use crate::carrier::Watch;
+use crate::net;
 use crate::test::Form;
 use crate::test::bed::Bed;
 use crate::traffic::{self, Client, Direction, Transfer};
@@ -15,6 +17,8 @@ use crate::traffic::{self, Client, Direction, Transfer};
 pub const TABLE: &[Scenario] = &[
     Scenario::new("link_toggles", EVERY, toggles),
     Scenario::new("link_down_survives_reset", EVERY, down_survives_reset).discard(),
+    Scenario::new("link_down_before_start", BOTH, down_before_start).discard(),
+    Scenario::new("tap_made_again", BOTH, tap_made_again),
 ];
 
 /// How long traffic may take to flow again: TCP waits longer and longer for a peer that is silent.
@@ -60,4 +64,33 @@ fn down_survives_reset(bed: &mut Bed, _: Form) -> Result<()> {
     wait_carrier(bed.guest(), false)?;
     bed.set_link(true)?;
     bed.lay_cable()
+}
+
+/// A guest boots though the cable is out, and was when the one before ended.
+fn down_before_start(bed: &mut Bed, _: Form) -> Result<()> {
+    bed.set_link(false)?;
+    wait_carrier(bed.guest(), false)?;
+    bed.boot_another()?;
+    bed.guest().sh(&format!("ip link set {INTERFACE} up"))?;
+    std::thread::sleep(Duration::from_millis(300));
+    wait_carrier(bed.guest(), false)?;
+    bed.set_link(true)?;
+    bed.lay_cable()
+}
+
+/// The tap is deleted under traffic and made again: traffic resumes, and nobody touches guest or NIC.
+fn tap_made_again(bed: &mut Bed, form: Form) -> Result<()> {
+    let client = Client::new(&bed.cable.server, Direction::GuestToHost, 3600);
+    let traffic = bed.guest().spawn(&client.command())?;
+    let result = (1..=form.pick(2, 10)).try_for_each(|round| {
+        std::thread::sleep(Duration::from_millis(300));
+        // The same address: the guest should not have to look for it.
+        let address = fs::read_to_string(format!("/sys/class/net/{}/address", net::TAP))?;
+        net::make_tap(bed.lab, bed.setup.queues > 1)?;
+        net::ip(bed.lab, &format!("link set {} address {address}", net::TAP))?;
+        traffic::wait_flow(bed.guest(), Direction::GuestToHost, 1_000_000, RESUME)
+            .with_context(|| format!("round {round}"))
+    });
+    traffic.kill()?;
+    result
 }

@@ -190,9 +190,15 @@ impl<'a> Bed<'a> {
 
     /// Kills QEMU, starts another on the same backend, and sets up the guest again.
     pub fn replace_machine(&mut self) -> Result<()> {
+        self.boot_another()?;
+        self.lay_cable()
+    }
+
+    /// Kills QEMU and starts another on the same backend.
+    pub fn boot_another(&mut self) -> Result<()> {
         self.machine.kill();
         self.machine = Self::boot(self.lab, self.setup, self.backend.as_ref())?;
-        self.lay_cable()
+        Ok(())
     }
 
     /// Sets up the guest's addresses again, after the guest has booted.
