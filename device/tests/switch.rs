@@ -202,6 +202,8 @@ fn each_port_has_a_link_of_its_own() {
     assert!(switch.ask("link show --port p2").starts_with("link down"));
     assert!(switch.ask("link show --port p1").starts_with("link up"));
     switch.ask("link up --port p2");
+    // The port listens a moment after the answer.
+    eventually("the path is back", || switch.path("c").exists());
     let mut three = Guest::plug_in(&switch.path("c"), 3);
     talk(&mut one, &mut three);
 }
