@@ -226,6 +226,7 @@ impl Worker {
             speed: 10_000,
             queue_pairs: 1,
             packed: true,
+            rss: true,
             offloads: Offloads::ALL,
             uplink: "memory".into(),
         };

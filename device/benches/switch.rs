@@ -155,6 +155,7 @@ impl Pair {
                 speed: 10_000,
                 queue_pairs: 1,
                 packed: true,
+                rss: true,
                 offloads: Offloads::ALL,
                 uplink: "switch".into(),
             }));

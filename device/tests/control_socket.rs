@@ -41,6 +41,7 @@ fn start() -> Running {
         speed: 10_000,
         queue_pairs: 31,
         packed: true,
+        rss: true,
         offloads: Offloads::NONE,
         uplink: "loopback".into(),
     }));

@@ -86,6 +86,11 @@ pub struct ServeArgs {
     #[arg(long)]
     no_packed: bool,
 
+    /// Offer no receive-side scaling: which queue gets a packet is not the driver's choice then, but
+    /// that of the host's tap, which needs no copy for it.
+    #[arg(long)]
+    no_rss: bool,
+
     /// Pin the workers, of which each queue pair has one, to these CPUs in turn: numbers and ranges,
     /// such as 2,4-7 [default: the scheduler places them].
     #[arg(long, value_name = "LIST")]
@@ -147,6 +152,8 @@ pub struct ServeOptions {
     pub queue_pairs: u16,
     /// Packed virtqueues are offered.
     pub packed: bool,
+    /// Receive-side scaling is offered.
+    pub rss: bool,
     /// The MTU.
     pub mtu: u16,
     /// Mbit/s.
@@ -366,6 +373,7 @@ impl ServeOptions {
             control: args.control,
             queue_pairs: args.queues,
             packed: !args.no_packed,
+            rss: !args.no_rss,
             mtu,
             speed: args.speed,
             workers: Workers::new(args.cpus, poll),
@@ -383,6 +391,7 @@ impl ServeOptions {
             speed: self.speed,
             queue_pairs: self.queue_pairs,
             packed: self.packed,
+            rss: self.rss,
             offloads,
             uplink,
         }
@@ -395,6 +404,7 @@ impl ServeOptions {
             speed: self.speed,
             queue_pairs: self.queue_pairs,
             packed: self.packed,
+            rss: self.rss,
             link_up: self.link != LinkMode::Down,
             workers: self.workers.clone(),
         }
@@ -492,7 +502,7 @@ mod tests {
     fn everything_can_be_said() {
         let options = options(
             "--fd 5 --control c --uplink user --passt p --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
-             --speed 25000 --poll-us 50 --no-packed --link follow --log warn,ferronic::control=trace",
+             --speed 25000 --poll-us 50 --no-packed --no-rss --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
         let Plan::Nic {
@@ -508,7 +518,7 @@ mod tests {
         assert_eq!(mac.to_string(), "52:54:00:12:34:56");
         assert_eq!(options.link, LinkMode::Follow);
         assert_eq!(options.workers.poll, Duration::from_micros(50));
-        assert!(!options.packed);
+        assert!(!options.packed && !options.rss);
         assert!(!mac_is_random);
     }
 

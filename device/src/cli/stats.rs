@@ -14,7 +14,7 @@ use crate::control::replies::{QueueStats, Stats};
 #[command(
     after_help = "rx and tx are seen from the guest: rx0 is the first queue that the guest \
 receives on, and web/rx0 that of the guest at port web.\ninterrupts are those sent; suppressed are those the driver had asked not to get; \
-kicks are\nthe driver's notifications; ring-errors count rings found broken."
+kicks are\nthe driver's notifications; ring-errors count rings found broken. Below come the reasons for\ndrops, and packets that the uplink gave to one queue and receive-side scaling to another."
 )]
 pub struct StatsArgs {
     #[command(flatten)]
@@ -66,10 +66,11 @@ fn row(name: String, queue: &QueueStats) -> [String; 8] {
     ]
 }
 
-/// The counters as aligned columns, and below them the reasons for drops.
+/// The counters as aligned columns, and below them what most queues have nothing of.
 fn table(stats: &Stats) -> String {
     let mut rows = vec![HEADINGS.map(String::from)];
     let mut reasons = String::new();
+    let mut steered = String::new();
     let of_ports = stats.ports.iter().flat_map(|port| {
         let queues = port.queues.iter();
         queues.map(|pair| (format!("{}/", port.port), pair))
@@ -80,6 +81,9 @@ fn table(stats: &Stats) -> String {
             let name = format!("{port}{direction}{}", pair.index);
             for (reason, count) in &queue.drops {
                 let _ = writeln!(reasons, "  {name}  {reason}  {count}");
+            }
+            if queue.steered != 0 {
+                let _ = writeln!(steered, "  {name}  {}", queue.steered);
             }
             rows.push(row(name, queue));
         }
@@ -102,6 +106,12 @@ fn table(stats: &Stats) -> String {
     }
     if !reasons.is_empty() {
         let _ = write!(text, "\ndrops by reason:\n{reasons}");
+    }
+    if !steered.is_empty() {
+        let _ = write!(
+            text,
+            "\ngiven to other queues by receive-side scaling:\n{steered}"
+        );
     }
     text
 }
@@ -133,6 +143,17 @@ drops by reason:
   tx0  link-down  7
 "
         );
+    }
+
+    #[test]
+    fn packets_of_other_queues_are_told_where_there_are_some() {
+        let stats: Stats = serde_json::from_value(serde_json::json!({"queues": [
+            {"index": 0, "rx": {"steered": 12}, "tx": {}},
+        ]}))
+        .unwrap();
+        let text = table(&stats);
+        let end = "\n\ngiven to other queues by receive-side scaling:\n  rx0  12\n";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

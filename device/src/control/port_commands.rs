@@ -177,6 +177,7 @@ mod tests {
                 speed: 10_000,
                 queue_pairs: 1,
                 packed: true,
+                rss: true,
                 link_up: true,
                 workers: Workers::default(),
             });

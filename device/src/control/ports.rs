@@ -42,6 +42,8 @@ pub struct PortDefaults {
     pub queue_pairs: u16,
     /// Packed virtqueues are offered.
     pub packed: bool,
+    /// Receive-side scaling is offered.
+    pub rss: bool,
     /// Whether a new port's cable is in.
     pub link_up: bool,
     /// How their workers run.
@@ -223,6 +225,7 @@ impl Ports {
             speed: self.defaults.speed,
             queue_pairs: self.defaults.queue_pairs,
             packed: self.defaults.packed,
+            rss: self.defaults.rss,
             offloads: Offloads::ALL,
             uplink,
         };
@@ -439,6 +442,7 @@ mod tests {
             speed: 10_000,
             queue_pairs: 1,
             packed: true,
+            rss: true,
             link_up: true,
             workers: Workers::default(),
         })

@@ -207,6 +207,8 @@ pub struct QueueStats {
     pub bytes: u64,
     /// Packets that did not, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Packets that were for another queue by receive-side scaling.
+    pub steered: u64,
     /// Interrupts sent.
     pub interrupts: u64,
     /// Interrupts the driver had asked not to get.

@@ -14,6 +14,7 @@ pub fn nic(queue_pairs: u16) -> Arc<Nic> {
         speed: 10_000,
         queue_pairs,
         packed: true,
+        rss: true,
         offloads: Offloads::NONE,
         uplink: "loopback".into(),
     }))

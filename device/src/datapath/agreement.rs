@@ -35,6 +35,7 @@ impl Agreement {
         self.apply_filter(&driver);
         self.apply_offloads(&driver);
         self.apply_coalescing(&driver);
+        self.apply_scaling(&driver);
         // Until the driver says otherwise only the first pair is in use (5.1.6.5.6.1). Where the
         // frontend answers the control queue itself, it starts just the rings that are in use.
         let ours = driver.features().has(features::VIRTIO_NET_F_CTRL_VQ);
@@ -74,7 +75,10 @@ impl Agreement {
             Some(Change::Filter | Change::Mac(_)) => self.apply_filter(driver),
             Some(Change::GuestOffloads(_)) => self.apply_offloads(driver),
             Some(Change::Coalescing) => self.apply_coalescing(driver),
-            Some(Change::QueuePairs(n)) => self.enable_pairs(usize::from(n)),
+            Some(Change::QueuePairs(_) | Change::Scaling) => {
+                self.enable_pairs(usize::from(driver.queue_pairs()));
+                self.apply_scaling(driver);
+            }
             Some(Change::Announced) | None => {}
         }
     }
@@ -83,6 +87,13 @@ impl Agreement {
         for pair in &self.pairs {
             pair.inlet.lock().filter = driver.filter().clone();
         }
+    }
+
+    fn apply_scaling(&self, driver: &DriverState) {
+        for pair in &self.pairs {
+            pair.inlet.lock().rss = driver.rss().cloned();
+        }
+        self.uplink.scale(driver.rss());
     }
 
     fn apply_offloads(&self, driver: &DriverState) {

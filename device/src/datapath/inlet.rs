@@ -15,6 +15,9 @@
 //! loses what comes after. Only then is it asked to notify us, and its own worker, which the
 //! notification wakes, moves them into the ring; so does the next sender, which keeps the order.
 //!
+//! **From another pair** of the same NIC, by receive-side scaling, packets come through a box
+//! ([`super::crossing`]), and only the pair's worker moves them into the ring.
+//!
 //! **Interrupts** are raised by who has put the packets in, once for all that it has put in in a
 //! turn. They are held back as everywhere ([`super::moderation`]); then
 //! [`Delivery::close`] says until when, and who has put the packets in must come back at that time.
@@ -31,10 +34,12 @@ use crate::nic::counters::{DropReason, QueueCounters};
 use crate::nic::filter::Filter;
 use crate::nic::header::VirtioNetHdr;
 use crate::nic::offload::Offloads;
+use crate::nic::rss::Rss;
 use crate::ring::pieces::Pieces;
 use crate::uplink::packet_queue::PacketQueue;
 
 use super::ETHERNET_HEADER;
+use super::crossing::Crossing;
 use super::moderation::{Asked, Moderation};
 use super::rx::{Fit, Receiver};
 use super::worker::{Side, broken};
@@ -44,7 +49,7 @@ pub const MOST_PACKETS: usize = 1024;
 /// The most octets that wait for one guest's buffers, headers included.
 pub const MOST_OCTETS: usize = 4 << 20;
 /// Octets of the header that packets wait with: that of VIRTIO 1.
-const KEPT_HEADER: usize = 12;
+pub(super) const KEPT_HEADER: usize = 12;
 
 /// The receive side of a queue pair, shared by the pair's worker, the control plane, and whoever
 /// puts packets in.
@@ -59,6 +64,10 @@ pub(super) struct InletState {
     index: usize,
     pub rx: Option<Receiver>,
     pub filter: Filter,
+    /// Which pair gets a packet, if not the one to which the uplink gives it.
+    pub rss: Option<Arc<Rss>>,
+    /// The way to other pairs, and from them.
+    pub crossing: Arc<Crossing>,
     /// One of the pairs that the driver uses (5.1.6.5.6); others receive nothing.
     pub enabled: bool,
     /// What the driver may be handed unfinished.
@@ -121,12 +130,19 @@ impl Frame<'_> {
 }
 
 impl Inlet {
-    pub(super) fn new(nic: Arc<Nic>, index: usize, filter: Filter) -> Self {
+    pub(super) fn new(
+        nic: Arc<Nic>,
+        index: usize,
+        filter: Filter,
+        crossing: Arc<Crossing>,
+    ) -> Self {
         Inlet(Arc::new(Mutex::new(InletState {
             nic,
             index,
             rx: None,
             filter,
+            rss: None,
+            crossing,
             enabled: true,
             offloads: Offloads::NONE,
             waiting: None,
@@ -234,6 +250,10 @@ impl InletState {
         self.lose(reason, self.waits());
         // The memory, too: it is the most of what a port that nobody uses has.
         self.waiting = None;
+        // And that which is on its way from other pairs.
+        self.crossing.take(self.index, &mut self.waiting);
+        self.lose(reason, self.waits());
+        self.waiting = None;
     }
 
     /// What the driver may be handed unfinished from now on.
@@ -296,6 +316,25 @@ impl InletState {
             .get_or_insert_with(|| PacketQueue::new(MOST_PACKETS, MOST_OCTETS));
         if !frame.keep_in(waiting) {
             self.lose(DropReason::NoBuffers, 1);
+        }
+    }
+
+    /// Moves what comes from other pairs into the ring, as far as that has room; what has waited
+    /// for longer goes first.
+    pub fn take_in(&mut self) {
+        if self.waits() == 0 && !self.crossing.is_waited_for(self.index) {
+            return;
+        }
+        self.drain();
+        if self.waits() == 0 {
+            self.crossing.take(self.index, &mut self.waiting);
+            if !self.enabled || self.rx.is_none() {
+                return self.lose_waiting(DropReason::NoDriver);
+            }
+            self.drain();
+        }
+        if let Some(rx) = &mut self.rx {
+            rx.ring.publish();
         }
     }
 

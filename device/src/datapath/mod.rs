@@ -25,6 +25,7 @@ use crate::uplink::{MAX_PACKET, Uplink};
 
 mod agreement;
 mod control_queue;
+mod crossing;
 pub(crate) mod inlet;
 mod moderation;
 mod notify;
@@ -38,6 +39,7 @@ pub mod workers;
 
 use agreement::Agreement;
 use control_queue::ControlQueue;
+use crossing::Crossing;
 pub use inlet::{Delivery, Frame, Inlet};
 use notify::Interrupt;
 use rx::{ReceiveFormat, Receiver};
@@ -170,11 +172,12 @@ impl Dataplane {
                 ),
             ));
         }
-        let pairs = queues
-            .into_iter()
-            .enumerate()
-            .map(|(i, queue)| {
-                Pair::new(nic.clone(), i, queue, driver.filter().clone(), workers.poll)
+        let crossing = Arc::new(Crossing::new(queues.len())?);
+        let pairs = (queues.into_iter().zip(crossing.wait_sets()).enumerate())
+            .map(|(i, (queue, wait))| {
+                let filter = driver.filter().clone();
+                let crossing = Arc::clone(&crossing);
+                Pair::new(nic.clone(), i, queue, filter, workers.poll, wait, crossing)
             })
             .map(|pair| pair.map(Arc::new))
             .collect::<io::Result<Vec<_>>>()?;
@@ -259,15 +262,11 @@ impl Dataplane {
         }
     }
 
-    /// The control queue comes after the pairs, of which there is one if the driver did not accept
-    /// `VIRTIO_NET_F_MQ`.
+    /// The control queue comes after the pairs, of which there is one unless the driver accepted
+    /// several ([`Features::has_pairs`]).
     fn role(&self, index: usize, features: Features) -> Option<Role> {
         let pairs = self.agreement.pairs.len();
-        let control = if features.has(features::VIRTIO_NET_F_MQ) {
-            2 * pairs
-        } else {
-            2
-        };
+        let control = if features.has_pairs() { 2 * pairs } else { 2 };
         if features.has(features::VIRTIO_NET_F_CTRL_VQ) && index == control {
             return Some(Role::Control);
         }

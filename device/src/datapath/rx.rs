@@ -16,12 +16,15 @@ use std::sync::Arc;
 
 use crate::nic::counters::{DropReason, QueueCounters};
 use crate::nic::filter::Filter;
+use crate::nic::flow_hash::HEADERS;
+use crate::nic::rss::Rss;
 use crate::ring::memory::MemoryMap;
 use crate::ring::piece_list::PieceList;
-use crate::ring::pieces::MAX_PIECES;
+use crate::ring::pieces::{MAX_PIECES, PiecesMut};
 use crate::ring::virtqueue::{Direction, Ring, RingError};
 use crate::uplink::{Received, UplinkQueue};
 
+use super::crossing::Crossing;
 use super::inlet::Frame;
 use super::notify::Interrupt;
 use super::{BUDGET, ETHERNET_HEADER, LARGEST, Turn};
@@ -50,6 +53,55 @@ struct Taken {
     /// Octets; `None` for a chain that broke the rules.
     len: Option<usize>,
     pieces: usize,
+}
+
+/// What becomes of the packets that the uplink gives to a queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sorter<'a> {
+    pub filter: &'a Filter,
+    /// Which pair's a packet is; without it, all are this one's.
+    pub rss: Option<&'a Rss>,
+    /// The way to the others.
+    pub crossing: &'a Crossing,
+    /// This pair's number.
+    pub pair: usize,
+}
+
+/// What came of asking the uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    /// A packet of so many octets lies in the room.
+    Here(usize),
+    /// One has gone to another pair.
+    Elsewhere,
+    Lost(DropReason),
+    Nothing,
+}
+
+impl Sorter<'_> {
+    /// Looks at a packet that has come in.
+    fn sort(&self, room: &PiecesMut<'_>, header_len: usize, len: usize) -> Arrival {
+        let frame_len = len.saturating_sub(header_len);
+        let mut octets = [0; HEADERS];
+        let seen = match self.rss {
+            Some(_) => HEADERS,
+            None => ETHERNET_HEADER,
+        };
+        let octets = octets.get_mut(..seen.min(frame_len)).unwrap_or_default();
+        room.copy_to(header_len, octets);
+        if !self.filter.accepts(octets) {
+            return Arrival::Lost(DropReason::Filtered);
+        }
+        match self.rss.map(|rss| rss.queue(octets)) {
+            Some(pair) if pair != self.pair => {
+                match self.crossing.send(pair, room, header_len, len) {
+                    true => Arrival::Elsewhere,
+                    false => Arrival::Lost(DropReason::NoBuffers),
+                }
+            }
+            _ => Arrival::Here(len),
+        }
+    }
 }
 
 /// Whether a packet has room in the guest.
@@ -128,7 +180,7 @@ impl Receiver {
         &mut self,
         queue: &mut dyn UplinkQueue,
         readable: &mut bool,
-        filter: &Filter,
+        sorter: Sorter<'_>,
         overflow: &mut [u8; LARGEST],
         arm: bool,
         counters: &QueueCounters,
@@ -155,16 +207,20 @@ impl Receiver {
                         turn = Turn::Waits;
                         break;
                     }
-                    match self.receive(queue, filter, overflow) {
-                        Received::Packet(len) => Held {
+                    match self.receive(queue, sorter, overflow) {
+                        Arrival::Here(len) => Held {
                             len,
                             in_guest: self.pieces.len().min(len),
                         },
-                        Received::Dropped(reason) => {
+                        Arrival::Elsewhere => {
+                            counters.steered.add(1);
+                            continue;
+                        }
+                        Arrival::Lost(reason) => {
                             counters.drops.add(reason);
                             continue;
                         }
-                        Received::Empty => {
+                        Arrival::Nothing => {
                             *readable = false;
                             turn = Turn::Waits;
                             break;
@@ -196,6 +252,10 @@ impl Receiver {
 
     /// Puts in a frame that has not come from the uplink's queue, if there is room for it now.
     pub fn put(&mut self, frame: &Frame<'_>, counters: &QueueCounters) -> Result<Fit, RingError> {
+        if self.held.is_some() {
+            // It lies in the buffers that this one would get, and goes first.
+            return Ok(Fit::Later);
+        }
         let header_len = self.format.header_len;
         let len = header_len + frame.frame_len();
         // A driver that has more chains than this for us to give back unused loses the frame, and
@@ -271,26 +331,16 @@ impl Receiver {
     fn receive(
         &mut self,
         queue: &mut dyn UplinkQueue,
-        filter: &Filter,
+        sorter: Sorter<'_>,
         overflow: &mut [u8; LARGEST],
-    ) -> Received {
+    ) -> Arrival {
         let header_len = self.format.header_len;
-        self.pieces.room_and(overflow, |room| {
-            let received = queue.receive(room);
-            if let Received::Packet(len) = received {
-                let mut start = [0; ETHERNET_HEADER];
-                let there = room
-                    .copy_to(header_len, &mut start)
-                    .min(len.saturating_sub(header_len));
-                if !start
-                    .get(..there)
-                    .is_some_and(|start| filter.accepts(start))
-                {
-                    return Received::Dropped(DropReason::Filtered);
-                }
-            }
-            received
-        })
+        self.pieces
+            .room_and(overflow, |room| match queue.receive(room) {
+                Received::Packet(len) => sorter.sort(room, header_len, len),
+                Received::Dropped(reason) => Arrival::Lost(reason),
+                Received::Empty => Arrival::Nothing,
+            })
     }
 
     /// Makes room for a packet of `len` octets, if there was not enough; to `arm` is as in `turn`.

@@ -33,8 +33,10 @@ use crate::ring::pieces::PiecesMut;
 use crate::ring::virtqueue::RingError;
 use crate::uplink::{Received, UplinkQueue};
 
+use super::crossing::Crossing;
 use super::inlet::{Inlet, InletState};
 use super::moderation::{Asked, Moderation};
+use super::rx::Sorter;
 use super::tx::Transmitter;
 use super::wait_set::{Sleep, WAKE, WaitSet};
 use super::{BUDGET, LARGEST, Turn};
@@ -50,7 +52,7 @@ const LOOK_EVERY: u32 = 16;
 pub(super) struct Pair {
     nic: Arc<Nic>,
     index: usize,
-    wait: WaitSet,
+    wait: Arc<WaitSet>,
     /// How long to go on looking after the last packet.
     poll: Duration,
     /// The uplink has no descriptor that tells of packets.
@@ -94,8 +96,9 @@ impl Pair {
         queue: Box<dyn UplinkQueue>,
         filter: Filter,
         poll: Duration,
+        wait: Arc<WaitSet>,
+        crossing: Arc<Crossing>,
     ) -> io::Result<Self> {
-        let wait = WaitSet::new()?;
         let silent = queue.poll_fd().is_none();
         if let Some(fd) = queue.poll_fd() {
             wait.watch(fd, UPLINK, EventFlags::IN | EventFlags::OUT)?;
@@ -116,7 +119,7 @@ impl Pair {
             stop: false,
         });
         Ok(Pair {
-            inlet: Arc::new(Inlet::new(nic.clone(), index, filter)),
+            inlet: Arc::new(Inlet::new(nic.clone(), index, filter, crossing)),
             nic,
             index,
             wait,
@@ -339,6 +342,7 @@ impl PairState {
             if let Some(rx) = &mut inlet.rx {
                 rx.lose_held(DropReason::LinkDown, &counters.rx);
             }
+            inlet.lose_waiting(DropReason::LinkDown);
             return self.discard(counters);
         }
         if inlet.enabled
@@ -346,10 +350,16 @@ impl PairState {
         {
             let queue = self.queue.as_mut();
             let overflow = &mut self.overflow;
+            let sorter = Sorter {
+                filter: &inlet.filter,
+                rss: inlet.rss.as_deref(),
+                crossing: &inlet.crossing,
+                pair: index,
+            };
             match rx.turn(
                 queue,
                 &mut self.readable,
-                &inlet.filter,
+                sorter,
                 overflow,
                 arm,
                 &counters.rx,
@@ -362,6 +372,12 @@ impl PairState {
                     self.update_steering(inlet, index);
                 }
             }
+        }
+        // Not before this: a packet that has waited for buffers has them first.
+        let received = inlet.rx.is_some();
+        inlet.take_in();
+        if received && inlet.rx.is_none() {
+            self.update_steering(inlet, index);
         }
         // Where the uplink's two directions share room (loopback), receiving has made some, also
         // with packets that the driver did not want.

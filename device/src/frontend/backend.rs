@@ -8,6 +8,7 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use vmm_sys_util::epoll::EventSet;
 
+use crate::nic::Attachment;
 use crate::nic::features::Features;
 use crate::ring::virtqueue::MAX_SIZE;
 
@@ -55,7 +56,14 @@ impl VhostUserBackend for Backend {
         // Asked on the crate's thread, for the first time before it handles anything that is not
         // trivial.
         self.host.lifeline.hold();
-        Features::offered(&self.host.nic.config).0 | F_PROTOCOL_FEATURES
+        let offered = Features::offered(&self.host.nic.config);
+        let frontend = self.host.nic.frontend();
+        // QEMU asks once more when it has said which attachment it is.
+        let offered = match frontend.and_then(|frontend| frontend.attachment) {
+            Some(Attachment::Netdev) => offered.without_control_queue(),
+            Some(Attachment::Device) | None => offered,
+        };
+        offered.0 | F_PROTOCOL_FEATURES
     }
 
     fn acked_features(&self, features: u64) {

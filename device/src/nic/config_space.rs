@@ -5,6 +5,10 @@
 //! the features that they belong to (2.5.2).
 
 use super::control::DriverState;
+use super::features::{Features, VIRTIO_NET_F_RSS};
+use super::flow_hash::SUPPORTED_HASH_TYPES;
+use super::rss::MAX_TABLE;
+use super::toeplitz::KEY_LEN;
 use super::{MacAddress, NicConfig};
 
 /// `status`: the link is up.
@@ -34,6 +38,8 @@ pub struct ConfigSpace {
     max_virtqueue_pairs: u16,
     mtu: u16,
     speed: u32,
+    /// Receive-side scaling is offered.
+    rss: bool,
 }
 
 impl ConfigSpace {
@@ -59,16 +65,24 @@ impl ConfigSpace {
             } else {
                 config.speed
             },
+            rss: Features::offered(config).has(VIRTIO_NET_F_RSS),
         }
     }
 
-    /// All of it. What belongs to hashing is zero: there is none.
+    /// All of it. What belongs to hashing is zero where there is none.
     pub fn bytes(&self) -> [u8; CONFIG_LEN] {
         let [m0, m1, m2, m3, m4, m5] = self.mac.0;
         let [status0, status1] = self.status.to_le_bytes();
         let [pairs0, pairs1] = self.max_virtqueue_pairs.to_le_bytes();
         let [mtu0, mtu1] = self.mtu.to_le_bytes();
         let [speed0, speed1, speed2, speed3] = self.speed.to_le_bytes();
+        let (key, table, types) = match self.rss {
+            // Less than 256.
+            true => (KEY_LEN as u8, MAX_TABLE, SUPPORTED_HASH_TYPES),
+            false => (0, 0, 0),
+        };
+        let [table0, table1] = table.to_le_bytes();
+        let [types0, types1, types2, types3] = types.to_le_bytes();
         #[rustfmt::skip]
         let bytes = [
             m0, m1, m2, m3, m4, m5,
@@ -77,9 +91,9 @@ impl ConfigSpace {
             mtu0, mtu1,
             speed0, speed1, speed2, speed3,
             DUPLEX_FULL,
-            0,          // rss_max_key_size
-            0, 0,       // rss_max_indirection_table_length
-            0, 0, 0, 0, // supported_hash_types
+            key,
+            table0, table1,
+            types0, types1, types2, types3,
             0, 0, 0, 0, // supported_tunnel_types
         ];
         bytes
@@ -134,6 +148,7 @@ mod tests {
             speed: 25_000,
             queue_pairs: 3,
             packed: true,
+            rss: true,
             offloads: Offloads::NONE,
             uplink: "loopback".into(),
         }
@@ -156,7 +171,17 @@ mod tests {
         expected[10..12].copy_from_slice(&9000u16.to_le_bytes());
         expected[12..16].copy_from_slice(&25_000u32.to_le_bytes());
         expected[16] = 1; // full duplex
+        expected[17] = 40; // octets of a key
+        expected[18] = 128; // entries of a table
+        expected[20] = 0x3f; // hash types
         assert_eq!(space(true).bytes(), expected);
+        // With one pair there is nothing to choose from.
+        let config = NicConfig {
+            queue_pairs: 1,
+            ..config()
+        };
+        let space = ConfigSpace::new(&config, &DriverState::new(&config), true);
+        assert_eq!(space.read(17, 7), [0; 7]);
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! and changes nothing. Numbers are little-endian; so they are for a legacy driver too, whose
 //! native order we take to be that.
 
+use std::sync::Arc;
+
 use super::config_space::MacWrite;
 use super::counters::{ControlCounters, PairCounters};
 use super::features::{
@@ -15,9 +17,11 @@ use super::features::{
 };
 use super::filter::{Filter, Modes};
 use super::offload::Offloads;
+use super::rss::Rss;
 use super::{MacAddress, NicConfig};
 
 mod coalescing;
+mod scaling;
 mod statistics;
 
 pub use coalescing::Coalescing;
@@ -25,6 +29,7 @@ use coalescing::{
     VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
     VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET, VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET,
 };
+use scaling::VIRTIO_NET_CTRL_MQ_RSS_CONFIG;
 use statistics::{VIRTIO_NET_CTRL_STATS, VIRTIO_NET_CTRL_STATS_GET, VIRTIO_NET_CTRL_STATS_QUERY};
 
 /// The command was carried out.
@@ -64,8 +69,10 @@ pub enum Change {
     Filter,
     /// The MAC address, in the receive filter and the configuration space.
     Mac(MacAddress),
-    /// How many queue pairs are in use.
+    /// How many queue pairs are in use, between which the device chooses.
     QueuePairs(u16),
+    /// Receive-side scaling, and with it how many queue pairs are in use.
+    Scaling,
     /// What the driver may be handed unfinished.
     GuestOffloads(Offloads),
     /// How long interrupts of some queues may wait.
@@ -112,6 +119,8 @@ pub struct DriverState {
     mac: MacAddress,
     mac_write: MacWrite,
     queue_pairs: u16,
+    /// How packets are spread over them, if not as the device likes.
+    rss: Option<Arc<Rss>>,
     guest_offloads: Offloads,
     /// By virtqueue index.
     coalescing: Vec<Coalescing>,
@@ -130,6 +139,7 @@ impl DriverState {
             mac: config.mac,
             mac_write: MacWrite::over(config.mac),
             queue_pairs: 1,
+            rss: None,
             guest_offloads: Offloads::NONE,
             coalescing: vec![Coalescing::NONE; 2 * usize::from(config.queue_pairs)],
             announce: false,
@@ -137,7 +147,7 @@ impl DriverState {
     }
 
     /// A driver has accepted these features: everything is as after a device reset, with one queue
-    /// pair (5.1.6.5.6.2), the permanent MAC address, empty tables (5.1.6.5.2.1), all offloads
+    /// pair (5.1.6.5.6.2) and no scaling, the permanent MAC address, empty tables (5.1.6.5.2.1), all offloads
     /// that were negotiated (5.1.6.5.8.1) and no wishes for interrupts (5.1.6.5.9).
     pub fn reset(&mut self, acked: Features) {
         let features = acked.effective();
@@ -149,6 +159,7 @@ impl DriverState {
             mac: self.permanent_mac,
             mac_write: MacWrite::over(self.permanent_mac),
             queue_pairs: 1,
+            rss: None,
             guest_offloads: features.receive_offloads(),
             coalescing: vec![Coalescing::NONE; self.coalescing.len()],
             announce: false,
@@ -254,6 +265,7 @@ impl DriverState {
             (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_DEL) => self.set_vlan(data, false),
             (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) => self.announced(data),
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => self.set_queue_pairs(data),
+            (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_RSS_CONFIG) => self.set_rss(data),
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
                 self.set_guest_offloads(data)
             }
@@ -349,6 +361,7 @@ impl DriverState {
             return Err(Refused);
         }
         self.queue_pairs = pairs;
+        self.rss = None;
         Ok(Some(Change::QueuePairs(pairs)))
     }
 

@@ -124,6 +124,9 @@ pub struct QueueCounters {
     pub bytes: Counter,
     /// Packets that did not, by reason.
     pub drops: Drops,
+    /// Packets that the uplink gave to this queue and that are for another by receive-side scaling,
+    /// which counts them as its own.
+    pub steered: Counter,
     /// Used buffer notifications sent (interrupts).
     pub interrupts: Counter,
     /// Used buffer notifications that the driver had asked not to get.
@@ -139,7 +142,8 @@ pub struct QueueCounters {
 impl QueueCounters {
     /// Packets that were taken, whatever became of them; wraps.
     pub fn taken(&self) -> u64 {
-        self.packets.get().wrapping_add(self.drops.total())
+        let steered = self.steered.get();
+        (self.packets.get().wrapping_add(steered)).wrapping_add(self.drops.total())
     }
 }
 

@@ -229,6 +229,9 @@ impl Features {
         if config.queue_pairs > 1 {
             set |= bits([VIRTIO_NET_F_MQ]);
         }
+        if config.queue_pairs > 1 && config.rss {
+            set |= bits([VIRTIO_NET_F_RSS]);
+        }
         if config.packed {
             set |= bits([VIRTIO_F_RING_PACKED]);
         }
@@ -266,6 +269,17 @@ impl Features {
     /// Whether `bit` is in the set.
     pub fn has(self, bit: u32) -> bool {
         1u64.checked_shl(bit).is_some_and(|mask| self.0 & mask != 0)
+    }
+
+    /// Whether there may be more than one queue pair (5.1.2).
+    pub fn has_pairs(self) -> bool {
+        self.has(VIRTIO_NET_F_MQ) || self.has(VIRTIO_NET_F_RSS)
+    }
+
+    /// The set as it is offered where the frontend keeps the control queue to itself and would
+    /// promise a driver there what only we could do: receive-side scaling.
+    pub fn without_control_queue(self) -> Features {
+        Features(self.0 & !bits([VIRTIO_NET_F_RSS]))
     }
 
     /// Octets of the virtio-net header: a legacy driver has `num_buffers` in it only with
@@ -330,6 +344,7 @@ mod tests {
             speed: 10_000,
             queue_pairs,
             packed: false,
+            rss: true,
             offloads,
             uplink: "loopback".into(),
         }
@@ -360,10 +375,33 @@ mod tests {
         let without = config(1, Offloads::NONE);
         let with = NicConfig {
             packed: true,
+            rss: true,
             ..without.clone()
         };
         assert!(Features::offered(&with).has(VIRTIO_F_RING_PACKED));
         assert!(!Features::offered(&without).has(VIRTIO_F_RING_PACKED));
+    }
+
+    #[test]
+    fn scaling_is_offered_where_there_is_a_choice_and_the_control_queue_is_ours() {
+        let one = config(1, Offloads::NONE);
+        let two = config(2, Offloads::NONE);
+        let off = NicConfig {
+            rss: false,
+            ..two.clone()
+        };
+        let offered = |config| Features::offered(config).has(VIRTIO_NET_F_RSS);
+        assert_eq!([&one, &two, &off].map(offered), [false, true, false]);
+        let netdev = Features::offered(&two).without_control_queue();
+        assert!(!netdev.has(VIRTIO_NET_F_RSS) && netdev.has(VIRTIO_NET_F_MQ));
+        // Either bit makes room for the pairs before the control queue.
+        for (bits, pairs) in [
+            (bits([VIRTIO_NET_F_MQ]), true),
+            (bits([VIRTIO_NET_F_RSS]), true),
+            (ALWAYS, false),
+        ] {
+            assert_eq!(Features(bits).has_pairs(), pairs);
+        }
     }
 
     #[test]

@@ -18,9 +18,12 @@ pub mod counters;
 pub mod events;
 pub mod features;
 pub mod filter;
+pub mod flow_hash;
 pub mod header;
 pub mod offload;
+pub mod rss;
 pub mod segment;
+pub mod toeplitz;
 
 use counters::{ControlCounters, PairCounters};
 use events::{Event, EventBus};
@@ -109,6 +112,8 @@ pub struct NicConfig {
     pub queue_pairs: u16,
     /// Packed virtqueues are offered (2.8).
     pub packed: bool,
+    /// Receive-side scaling is offered, if there is more than one pair (5.1.6.5.7).
+    pub rss: bool,
     /// Offloads that the uplink can honour, both ways.
     pub offloads: Offloads,
     /// What the uplink is, for people: `tap:fer0`.

@@ -197,7 +197,8 @@ impl Out {
         match &port.end {
             End::Guest(guest) => {
                 let number = || self.queue.unwrap_or_else(|| incoming.flow());
-                let Some((queue, inlet)) = guest.inlet(number) else {
+                let wanted = guest.wanted_at(|| incoming.start());
+                let Some((queue, inlet)) = wanted.or_else(|| guest.inlet(number)) else {
                     return;
                 };
                 self.open(port.index, queue, inlet);

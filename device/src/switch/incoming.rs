@@ -9,6 +9,7 @@
 
 use crate::datapath::Frame;
 use crate::nic::counters::DropReason;
+use crate::nic::flow_hash::HEADERS;
 use crate::nic::header::{
     VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VirtioNetHdr,
@@ -18,6 +19,7 @@ use crate::nic::offload::Offloads;
 use crate::nic::segment::{is_ipv6, segment};
 use crate::ring::pieces::Pieces;
 
+use super::port::FrameStart;
 use super::vlan::{Form, VlanId};
 
 /// Octets of addresses and EtherType.
@@ -156,6 +158,17 @@ impl<'a> Incoming<'a> {
             (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193)
         });
         (hash ^ (hash >> 16)) as usize
+    }
+
+    /// The first octets of the frame without its tag, and how many there are.
+    pub fn start(&self) -> FrameStart {
+        let mut octets = [0; HEADERS];
+        let mut len = 0;
+        if let Some((ethernet, rest)) = octets.split_first_chunk_mut() {
+            *ethernet = self.ethernet;
+            len = ethernet.len() + self.body.copy_to(self.offset, rest);
+        }
+        (octets, len)
     }
 
     /// What a receiver that takes `offloads` unfinished must not be left to do.

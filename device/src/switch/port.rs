@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A port of the switch, as those see it who forward to it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::datapath::Inlet;
 use crate::nic::Nic;
+use crate::nic::flow_hash::HEADERS;
+use crate::nic::rss::Rss;
 
 use super::table::PortIndex;
 use super::uplink_port::Egress;
@@ -36,6 +38,9 @@ pub(super) enum End {
     Uplink(Mutex<Egress>),
 }
 
+/// The first octets of a frame, and how many there are.
+pub(super) type FrameStart = ([u8; HEADERS], usize);
+
 /// The receive queues of a guest.
 #[derive(Debug, Default)]
 pub(super) struct Guest {
@@ -43,6 +48,10 @@ pub(super) struct Guest {
     pub inlets: OnceLock<Vec<Arc<Inlet>>>,
     /// Those that receive, a bit each.
     active: AtomicU32,
+    /// How the guest wants packets spread over them, if not as the switch likes.
+    rss: RwLock<Option<Arc<Rss>>>,
+    /// It does; without it there is no lock to take.
+    scaled: AtomicBool,
 }
 
 impl Guest {
@@ -54,6 +63,25 @@ impl Guest {
         } else {
             self.active.fetch_and(!bit, Ordering::Relaxed);
         }
+    }
+
+    /// Notes how the guest wants packets spread.
+    pub fn scale(&self, rss: Option<&Arc<Rss>>) {
+        let mut own = self.rss.write();
+        *own = rss.cloned();
+        self.scaled.store(own.is_some(), Ordering::Relaxed);
+    }
+
+    /// The inlet at which the guest wants the frame that starts so, and that inlet's number; none if
+    /// it leaves that to the switch.
+    pub fn wanted_at(&self, start: impl FnOnce() -> FrameStart) -> Option<(usize, &Arc<Inlet>)> {
+        if !self.scaled.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (octets, len) = start();
+        let queue = self.rss.read().as_ref()?.queue(octets.get(..len)?);
+        // A queue that does not receive loses the packet, and counts it.
+        self.inlets.get()?.get(queue).map(|inlet| (queue, inlet))
     }
 
     /// The inlet for a packet of the flow, or from the queue, of this number, and that inlet's

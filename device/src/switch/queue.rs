@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::nic::offload::Offloads;
+use crate::nic::rss::Rss;
 use crate::ring::pieces::{Pieces, PiecesMut};
 use crate::uplink::{Negotiated, Received, Sent, Uplink, UplinkQueue};
 
@@ -63,6 +64,12 @@ impl Uplink for SwitchUplink {
         self.header_len
             .store(negotiated.header_len, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn scale(&self, rss: Option<&Arc<Rss>>) {
+        if let End::Guest(guest) = &self.port.end {
+            guest.scale(rss);
+        }
     }
 
     fn set_link(&self, up: bool) -> io::Result<()> {

@@ -8,10 +8,12 @@
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::nic::counters::DropReason;
 use crate::nic::offload::Offloads;
+use crate::nic::rss::Rss;
 use crate::ring::pieces::{Pieces, PiecesMut};
 
 pub mod loopback;
@@ -110,6 +112,13 @@ pub trait Uplink: Send + Sync + Debug {
     /// Makes the uplink's packets what the driver accepts. Called when the driver has negotiated
     /// and whenever it changes its mind.
     fn negotiate(&self, negotiated: Negotiated) -> io::Result<()>;
+
+    /// Takes note of how the driver wants packets spread over its queues. It is of concern only to
+    /// an uplink that puts packets in itself ([`UplinkQueue::pushes`]); for others the data path
+    /// takes each packet where it belongs.
+    fn scale(&self, rss: Option<&Arc<Rss>>) {
+        let _ = rss;
+    }
 
     /// Shows the far side whether our cable is in.
     fn set_link(&self, up: bool) -> io::Result<()> {

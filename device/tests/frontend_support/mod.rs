@@ -214,6 +214,7 @@ impl Device {
             speed: 10_000,
             queue_pairs: pairs,
             packed: true,
+            rss: true,
             offloads: Offloads::ALL,
             uplink: "test".into(),
         }));

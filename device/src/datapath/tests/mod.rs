@@ -14,5 +14,6 @@ mod program;
 mod receive;
 mod restart;
 pub(crate) mod rig;
+pub(crate) mod scaling;
 mod threads;
 mod transmit;

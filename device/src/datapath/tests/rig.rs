@@ -90,6 +90,7 @@ impl Make {
             speed: 10_000,
             queue_pairs: self.pairs,
             packed: true,
+            rss: true,
             offloads: Offloads::ALL,
             uplink: "cable".into(),
         }))

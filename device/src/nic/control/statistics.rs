@@ -5,7 +5,7 @@
 //! those of the control queue. They start with the process, not with the driver.
 
 use super::super::counters::{DropReason, QueueCounters};
-use super::super::features::{VIRTIO_NET_F_DEVICE_STATS, VIRTIO_NET_F_MQ};
+use super::super::features::VIRTIO_NET_F_DEVICE_STATS;
 use super::{DriverState, Queues, Refused, exactly};
 
 pub(super) const VIRTIO_NET_CTRL_STATS: u8 = 8;
@@ -75,7 +75,7 @@ impl DriverState {
 
     /// The one kind that the queue with virtqueue index `index` has; none if there is no such queue.
     fn statistics(&self, index: u16, queues: &dyn Queues) -> Option<(u8, Vec<u64>)> {
-        let pairs = if self.features.has(VIRTIO_NET_F_MQ) {
+        let pairs = if self.features.has_pairs() {
             self.max_queue_pairs
         } else {
             1

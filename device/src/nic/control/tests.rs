@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 use super::*;
+use crate::datapath::tests::scaling::rss;
 use crate::nic::counters::DropReason;
 use crate::nic::features::{
     VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_DEVICE_STATS, VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_NOTF_COAL,
-    VIRTIO_NET_F_VQ_NOTF_COAL,
+    VIRTIO_NET_F_RSS, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use proptest::prelude::*;
 
@@ -19,6 +20,7 @@ fn config() -> NicConfig {
         speed: 10_000,
         queue_pairs: 4,
         packed: true,
+        rss: true,
         offloads: Offloads::ALL,
         uplink: "loopback".into(),
     }
@@ -138,6 +140,7 @@ fn good_commands() -> Vec<(Vec<u8>, u32)> {
             VIRTIO_NET_F_VQ_NOTF_COAL,
         ),
         (vec![6, 3, 3, 0, 0, 0], VIRTIO_NET_F_VQ_NOTF_COAL),
+        (rss(&[3, 0, 1, 2], 1, 2), VIRTIO_NET_F_RSS),
         (vec![8, 0], VIRTIO_NET_F_DEVICE_STATS),
         (statistics(&[(0, 1)]), VIRTIO_NET_F_DEVICE_STATS),
     ];
@@ -176,7 +179,13 @@ fn a_command_of_the_wrong_length_is_refused() {
             assert_eq!(without(&[]).obey(&command[..len]), ERR, "{command:?}");
         }
         let long = [&command[..], &[0]].concat();
-        assert_eq!(without(&[]).obey(&long), ERR, "{command:?}");
+        let mut state = without(&[]);
+        // Linux pads this one.
+        if command.starts_with(&[4, 1]) {
+            assert_eq!(state.obey(&long), ok(Change::Scaling));
+        } else {
+            assert_eq!(state.obey(&long), ERR, "{command:?}");
+        }
     }
 }
 
@@ -292,6 +301,67 @@ fn queue_pairs_are_one_to_the_most_there_are() {
 }
 
 #[test]
+fn scaling_takes_the_place_of_pairs_and_the_other_way_round() {
+    let mut state = without(&[]);
+    assert!(state.rss().is_none());
+    // The highest of the table, of the queue beside it, and of the transmit queues.
+    for (command, pairs) in [
+        (rss(&[0, 2], 0, 1), 3),
+        (rss(&[0, 1], 3, 1), 4),
+        (rss(&[0; 128], 0, 2), 2),
+    ] {
+        assert_eq!(state.obey(&command), ok(Change::Scaling));
+        assert_eq!(state.queue_pairs(), pairs);
+    }
+    let before = state.rss().cloned();
+    for bad in [
+        rss(&[4], 0, 1),
+        rss(&[0], 4, 1),
+        rss(&[0x8000], 0, 1),
+        rss(&[0], 0, 0),
+        rss(&[0], 0, 5),
+        rss(&[0; 3], 0, 1),
+        rss(&[0; 256], 0, 1),
+    ] {
+        assert_eq!(state.obey(&bad), ERR, "{bad:?}");
+    }
+    assert_eq!((state.rss(), state.queue_pairs()), (before.as_ref(), 2));
+    assert_eq!(state.obey(&[4, 0, 3, 0]), ok(Change::QueuePairs(3)));
+    assert!(state.rss().is_none());
+    assert_eq!(state.obey(&rss(&[0], 0, 1)), ok(Change::Scaling));
+    state.reset(Features::offered(&config()));
+    assert!(state.rss().is_none());
+}
+
+#[test]
+fn hashes_are_of_types_and_with_a_key_that_the_device_can_have() {
+    let mut state = without(&[]);
+    let good = rss(&[0], 0, 1);
+    let key = good.len() - 41;
+    let with = |types: u32, key_len: u8| {
+        let mut command = good.clone();
+        command[2..6].copy_from_slice(&types.to_le_bytes());
+        command.truncate(key);
+        command.push(key_len);
+        command.resize(key + 1 + usize::from(key_len), 0x11);
+        command
+    };
+    // A driver that wants no hashes needs no key.
+    for (types, key_len) in [(0x3f, 40), (1, 1), (0, 0), (0, 40)] {
+        assert_eq!(state.obey(&with(types, key_len)), ok(Change::Scaling));
+    }
+    for (types, key_len) in [
+        (0x40, 40),
+        (0x8000_0001, 40),
+        (0x3f, 41),
+        (0, 255),
+        (0x3f, 0),
+    ] {
+        assert_eq!(state.obey(&with(types, key_len)), ERR, "{types} {key_len}");
+    }
+}
+
+#[test]
 fn guest_offloads_are_a_subset_of_the_negotiated_ones() {
     let command = |bits: &[u32]| {
         let mask = bits.iter().fold(0u64, |mask, bit| mask | 1 << bit);
@@ -387,7 +457,7 @@ fn one_wrong_request_for_statistics_fails_them_all() {
         assert_eq!(state.obey(&command), ERR, "{request:?}");
     }
     // With one pair in all the control queue comes after that.
-    let mut state = without(&[VIRTIO_NET_F_MQ]);
+    let mut state = without(&[VIRTIO_NET_F_MQ, VIRTIO_NET_F_RSS]);
     let told = state.obey(&statistics(&[(2, 1 << 32)]));
     assert_eq!(told.result, record(32, 2, &[9, 8]));
     assert_eq!(state.obey(&statistics(&[(3, 1 << 16)])), ERR);
@@ -450,6 +520,8 @@ fn any_command() -> impl Strategy<Value = Vec<u8>> {
         Just(0)
             .prop_flat_map(|_| (0usize..4, 0usize..4))
             .prop_map(|(u, m)| { tables(&vec![OTHER; u], &vec![GROUP; m])[2..].to_vec() }),
+        (prop::collection::vec(0u16..5, 1..9), 0u16..5, 0u16..6)
+            .prop_map(|(table, other, tx)| rss(&table, other, tx)[2..].to_vec()),
     ];
     (0u8..9, 0u8..7, data)
         .prop_map(|(class, command, data)| [&[class, command], &data[..]].concat())
@@ -470,6 +542,9 @@ proptest! {
             prop_assert!(outcome.ack == VIRTIO_NET_OK || outcome == ERR);
             if outcome.ack == VIRTIO_NET_ERR {
                 prop_assert_eq!(format!("{:?}", &state), format!("{before:?}"));
+            }
+            if let Some(rss) = state.rss() {
+                prop_assert!(rss.queues() <= state.queue_pairs());
             }
             if let Some(Change::QueuePairs(pairs)) = outcome.change {
                 prop_assert_eq!(pairs, state.queue_pairs());

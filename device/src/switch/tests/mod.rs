@@ -5,6 +5,7 @@
 mod forwarding;
 mod offloads;
 mod receivers;
+mod scaling;
 mod station;
 mod threads;
 mod uplink;
