@@ -12,8 +12,10 @@
 //! is stopped has a callback asked for, and whoever makes room wakes it.
 //!
 //! While buffers are outstanding a callback is asked for, for when most of them are used. It is
-//! asked for with the first of them (`armed`), and again whenever completions were looked after,
-//! not with each packet.
+//! asked for with the first of them, and again whenever completions were looked after, or there are
+//! an eighth more of them (`rearm`). So while packets are sent the callback stays ahead of a device
+//! that keeps up, and whoever sends finds out that most are used before an interrupt has to tell:
+//! that would take another processor, which then waits for the lock, or has the sender wait.
 
 use super::{
     header,
@@ -55,6 +57,9 @@ use kernel::{
     }, //
 };
 
+/// No queue has as many packets.
+const NEVER: u16 = u16::MAX;
+
 /// A transmit queue.
 pub(super) struct Tx<'a> {
     pub(super) queue: Virtqueue<TxBuffer<'a>>,
@@ -66,8 +71,10 @@ pub(super) struct Tx<'a> {
     maps: bool,
     /// A packet takes up to so many descriptors.
     needed: u16,
-    /// The callback is asked for.
-    armed: bool,
+    /// The callback is asked for when so many packets are outstanding.
+    rearm: u16,
+    /// The callback can be asked for ahead, so that to ask for it anew puts it off.
+    ahead: bool,
     /// What the device did wrong was said.
     reported: bool,
     /// The pieces of the packet being sent.
@@ -98,13 +105,14 @@ impl<'a> Tx<'a> {
             return Err(EINVAL);
         }
         Ok(Self {
+            rearm: 0,
+            ahead: queue.has_event_idx(),
             queue,
             doorbell,
             mapper,
             spare,
             maps,
             needed,
-            armed: false,
             reported: false,
             segments: [Segment::default(); MAX_SEGMENTS],
         })
@@ -212,7 +220,12 @@ impl<'a> Tx<'a> {
     /// Asks for a callback. True if there are completions already.
     #[inline]
     fn arm(&mut self) -> bool {
-        self.armed = true;
+        let outstanding = self.queue.outstanding();
+        self.rearm = if self.ahead {
+            outstanding.saturating_add(outstanding / 8 + 1)
+        } else {
+            NEVER
+        };
         self.queue.enable_callback_delayed()
     }
 }
@@ -258,7 +271,7 @@ impl<'a> TxPoll<'a> {
         };
         if kick {
             tx.publish(&self.stats);
-            if !tx.armed {
+            if tx.queue.outstanding() >= tx.rearm {
                 self.busy.store(true, Relaxed);
                 if tx.arm() {
                     napi.schedule();
@@ -286,7 +299,7 @@ impl<'a> TxPoll<'a> {
     pub(super) fn arm_ahead(&self, napi: &Napi<Self>) {
         let mut guard = self.cell.lock_bh();
         if let Some((tx, _control)) = guard.split() {
-            tx.armed = true;
+            tx.rearm = NEVER;
             self.busy.store(true, Relaxed);
             if tx.queue.enable_callback() {
                 napi.schedule();
@@ -309,7 +322,7 @@ impl<'a> TxPoll<'a> {
         }
         let empty = tx.queue.outstanding() == 0;
         if empty {
-            tx.armed = false;
+            tx.rearm = 0;
             self.busy.store(false, Relaxed);
         }
         // Nothing more comes of a queue that is broken.
@@ -363,7 +376,7 @@ impl<'a> TxPoll<'a> {
         match tx.complete(control, context, &self.stats) {
             Ok(0) => {}
             Ok(_) if tx.queue.outstanding() == 0 => {
-                tx.armed = false;
+                tx.rearm = 0;
                 self.busy.store(false, Relaxed);
             }
             Ok(_) => {
@@ -395,7 +408,7 @@ impl<'a> Poll for TxPoll<'a> {
             return Progress::Done(0);
         };
         tx.queue.disable_callback();
-        tx.armed = false;
+        tx.rearm = 0;
         if let Err(broken) = tx.complete(control, context, &self.stats) {
             self.report(tx, broken);
             return Progress::Done(0);

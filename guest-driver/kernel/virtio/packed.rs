@@ -284,6 +284,11 @@ impl Layout for Packed {
     }
 
     #[inline]
+    fn has_event_idx(&self) -> bool {
+        self.event_idx
+    }
+
+    #[inline]
     fn write_chain<T>(
         &mut self,
         ledger: &Ledger<T>,

@@ -59,6 +59,9 @@ pub(super) trait Layout {
     /// Where the areas are.
     fn addresses(&self) -> QueueAddresses;
 
+    /// Whether a callback can be asked for ahead.
+    fn has_event_idx(&self) -> bool;
+
     /// Writes `count` pieces, of which there are as many, to free descriptors, of which there are
     /// as many, too.
     fn write_chain<T>(
@@ -205,6 +208,11 @@ impl<T> Virtqueue<T> {
     #[inline]
     pub(crate) fn outstanding(&self) -> u16 {
         self.outstanding
+    }
+
+    /// Whether a callback can be asked for ahead: for when a certain buffer is used.
+    pub(crate) fn has_event_idx(&self) -> bool {
+        both!(&self.ring, ring => ring.has_event_idx())
     }
 
     /// What the device did wrong, if it did.

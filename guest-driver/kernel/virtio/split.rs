@@ -223,6 +223,11 @@ impl Layout for Split {
         }
     }
 
+    #[inline]
+    fn has_event_idx(&self) -> bool {
+        self.event_idx
+    }
+
     #[inline(always)]
     fn write_chain<T>(
         &mut self,

@@ -81,6 +81,12 @@ impl Cost {
         interrupts / (c.rx.packets + c.tx.packets)
     }
 
+    /// Notifications for each packet, both ways together, if they are counted.
+    pub fn kicks_per_packet(&self) -> Option<f64> {
+        let c = &self.counts;
+        Some((c.rx.kicks? + c.tx.kicks?) / (c.rx.packets + c.tx.packets))
+    }
+
     /// Its columns in [`HEADINGS`].
     pub fn columns(&self) -> Vec<(&'static str, f64)> {
         let c = &self.counts;

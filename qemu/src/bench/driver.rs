@@ -59,6 +59,9 @@ const TO_GUEST: Figure = ("tcp_host_to_guest", "Gb/s", Better::More);
 const IRQS_OUT: Figure = ("tcp_guest_to_host_irq", "per 1000 packets", Better::Less);
 const IRQS_IN: Figure = ("tcp_host_to_guest_irq", "per 1000 packets", Better::Less);
 const PKTGEN: Figure = ("pktgen_transmit", "kpackets/s", Better::More);
+const IRQS_PKTGEN: Figure = ("pktgen_transmit_irq", "per 1000 packets", Better::Less);
+const KICKS_PKTGEN: Figure = ("pktgen_transmit_kicks", "per 1000 packets", Better::Less);
+const IRQS_UDP: Figure = ("udp_receive_irq", "per 1000 packets", Better::Less);
 const UDP: Figure = ("udp_receive", "kdatagrams/s", Better::More);
 const ROUND_TRIP: Figure = ("round_trip", "us", Better::Less);
 const COST_PKTGEN: Figure = ("pktgen_transmit_cost", "instructions/packet", Better::Less);
@@ -67,11 +70,14 @@ const COST_PING: Figure = ("round_trip_cost", "instructions/ping", Better::Less)
 const COST_OUT: Figure = ("tcp_guest_to_host_cost", "instructions/KiB", Better::Less);
 const COST_IN: Figure = ("tcp_host_to_guest_cost", "instructions/KiB", Better::Less);
 
-const FIGURES: [Figure; 12] = [
+const FIGURES: [Figure; 15] = [
     TO_HOST,
     TO_GUEST,
     PKTGEN,
+    IRQS_PKTGEN,
+    KICKS_PKTGEN,
     UDP,
+    IRQS_UDP,
     ROUND_TRIP,
     IRQS_OUT,
     IRQS_IN,
@@ -168,12 +174,21 @@ fn rates(
     }
     let udp = Client::new(server, Direction::HostToGuest, args.seconds)
         .with(&format!("--omit 1 --udp --bandwidth 0 --length {DATAGRAM}"));
+    let meter = Meter::start(&rig)?;
     let transfer = udp.run(guest).context(UDP.0)?;
+    let cost = meter.stop(&rig)?;
+    all.push((IRQS_UDP, cost.interrupts_per_packet() * 1e3));
     all.push((UDP, transfer.gbps * 1e6 / f64::from(8 * DATAGRAM)));
     // A first run of pktgen tells how many packets the time is enough for.
     let pps = pktgen(lab, guest, 20_000)?;
+    let meter = Meter::start(&rig)?;
     let pps = pktgen(lab, guest, (pps * f64::from(args.seconds)) as u64)?;
+    let cost = meter.stop(&rig)?;
     all.push((PKTGEN, pps / 1e3));
+    all.push((IRQS_PKTGEN, cost.interrupts_per_packet() * 1e3));
+    if let Some(kicks) = cost.kicks_per_packet() {
+        all.push((KICKS_PKTGEN, kicks * 1e3));
+    }
     all.push((ROUND_TRIP, pings(guest, 2000 * args.seconds)?));
     rig.stop()?;
     Ok(all)
@@ -336,11 +351,16 @@ fn cases(measured: &[Measured]) -> Vec<Case> {
                     .map(|m| m.value)
                     .collect()
             };
+            let ours = of(Driver::Ferronic);
+            // Only our NIC counts notifications.
+            if ours.median().is_none() {
+                continue;
+            }
             cases.push(Case {
                 name: format!("{device} {name}"),
                 unit,
                 better,
-                ours: of(Driver::Ferronic),
+                ours,
                 peers: vec![(PEER, of(Driver::C))],
             });
         }
