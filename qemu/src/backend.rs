@@ -99,25 +99,9 @@ pub struct Launch {
     pub port: Option<&'static str>,
 }
 
-/// The backend. It is killed when dropped.
-#[derive(Debug)]
-pub struct Backend {
-    /// Where QEMU plugs in.
-    pub socket: PathBuf,
-    /// The control socket.
-    pub control: PathBuf,
-    /// What the backend logs, over all its lives.
-    pub log: PathBuf,
-    /// The NIC's port, if it is at a switch.
-    port: Option<&'static str>,
-    binary: PathBuf,
-    arguments: Vec<String>,
-    process: Mutex<Child>,
-}
-
-impl Backend {
-    /// Starts a backend and waits until it listens.
-    pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
+impl Launch {
+    /// A NIC that is like this.
+    pub fn new(lab: &Lab, options: &Options) -> Result<Self> {
         let id = lab.unique("nic");
         let (socket, control) = (
             lab.run.dir.join(format!("{id}.sock")),
@@ -154,7 +138,7 @@ impl Backend {
         }
         arguments.extend(options.extra.iter().cloned());
 
-        Backend::launch(Launch {
+        Ok(Launch {
             binary: lab.ferronic.clone(),
             arguments,
             log: lab.run.logs.join(format!("{id}.backend.log")),
@@ -163,6 +147,29 @@ impl Backend {
             // What the switch calls its first port.
             port: options.uplink.is_switch().then_some("p0"),
         })
+    }
+}
+
+/// The backend. It is killed when dropped.
+#[derive(Debug)]
+pub struct Backend {
+    /// Where QEMU plugs in.
+    pub socket: PathBuf,
+    /// The control socket.
+    pub control: PathBuf,
+    /// What the backend logs, over all its lives.
+    pub log: PathBuf,
+    /// The NIC's port, if it is at a switch.
+    port: Option<&'static str>,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    process: Mutex<Child>,
+}
+
+impl Backend {
+    /// Starts a backend and waits until it listens.
+    pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
+        Backend::launch(Launch::new(lab, options)?)
     }
 
     /// Starts a backend with arguments that say what `launch` says, and waits until it listens.

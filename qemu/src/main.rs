@@ -26,6 +26,7 @@ mod load;
 mod machine;
 mod meanwhile;
 mod net;
+mod process;
 mod progress;
 mod sandbox;
 mod scenarios;

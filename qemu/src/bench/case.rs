@@ -29,18 +29,14 @@ pub struct Case {
     /// Ours.
     pub ours: Samples,
     /// The peers' by name, those that could be measured.
-    pub peers: Vec<(&'static str, Samples)>,
+    pub peers: Vec<(String, Samples)>,
 }
 
 impl Case {
-    /// How many times better ours is than a peer, by the medians: above 1 means that ours wins.
-    fn ratio_to(&self, peer: &Samples) -> Option<f64> {
-        let (ours, peer) = (self.ours.median()?, peer.median()?);
-        let ratio = match self.better {
-            Better::More => ours / peer,
-            Better::Less => peer / ours,
-        };
-        ratio.is_finite().then_some(ratio)
+    /// How many times better ours is than a peer, by the medians: above 1 means that ours wins. Where
+    /// both are nothing they are equal; where only the worse one is, that is infinitely much or nothing.
+    pub fn ratio_to(&self, peer: &Samples) -> Option<f64> {
+        self.better.ratio(self.ours.median()?, peer.median()?)
     }
 
     /// The same for the peer that does best.
@@ -50,6 +46,18 @@ impl Case {
             .iter()
             .filter_map(|(_, peer)| self.ratio_to(peer));
         ratios.min_by(f64::total_cmp)
+    }
+}
+
+impl Better {
+    /// How many times better the one figure is than the other.
+    pub fn ratio(self, one: f64, other: f64) -> Option<f64> {
+        let (large, small) = match self {
+            Better::More => (one, other),
+            Better::Less => (other, one),
+        };
+        let ratio = if large == small { 1.0 } else { large / small };
+        (!ratio.is_nan()).then_some(ratio)
     }
 }
 
@@ -66,7 +74,9 @@ impl Serialize for Case {
         map.serialize_entry("unit", self.unit)?;
         map.serialize_entry("ours", &self.ours.median())?;
         map.serialize_entry("peers", &peers)?;
-        map.serialize_entry("ratio_to_best", &self.ratio_to_best())?;
+        // JSON has no infinity: null says it, too.
+        let ratio = self.ratio_to_best().filter(|ratio| ratio.is_finite());
+        map.serialize_entry("ratio_to_best", &ratio)?;
         map.end()
     }
 }
@@ -82,13 +92,20 @@ pub fn table(cases: &[Case]) -> String {
         let _ = writeln!(text, "{} [{}]", case.name, case.unit);
         let _ = writeln!(text, "  {:width$}  {}", "ours", figures(&case.ours));
         for (name, samples) in &case.peers {
-            let ratio = case
-                .ratio_to(samples)
-                .map_or("-".to_owned(), |r| format!("x{r:.2}"));
+            let ratio = case.ratio_to(samples).map_or("-".to_owned(), times);
             let _ = writeln!(text, "  {name:width$}  {}  {ratio:>6}", figures(samples));
         }
     }
     text
+}
+
+/// A ratio for people.
+fn times(ratio: f64) -> String {
+    if ratio.is_finite() {
+        format!("x{ratio:.2}")
+    } else {
+        "x inf".to_owned()
+    }
 }
 
 fn figures(samples: &Samples) -> String {
@@ -126,8 +143,8 @@ mod tests {
             better,
             ours: samples(&[2.0, 3.0, 1.0]),
             peers: vec![
-                ("qemu-tap", samples(&[4.0])),
-                ("qemu-user", samples(&[1.0])),
+                ("qemu-tap".into(), samples(&[4.0])),
+                ("qemu-user".into(), samples(&[1.0])),
             ],
         }
     }
@@ -140,6 +157,35 @@ mod tests {
         let mut slower_peers = case(Better::Less);
         slower_peers.peers.pop();
         assert_eq!(slower_peers.ratio_to_best(), Some(2.0));
+    }
+
+    #[test]
+    fn nothing_at_all_can_be_compared() {
+        // Wake-ups while idle: ours, a peer's, and how much better ours is.
+        for (ours, peer, ratio, said, json) in [
+            (0.0, 0.0, 1.0, "x1.00", "1.0"),
+            (0.0, 1.5, f64::INFINITY, "x inf", "null"),
+            (1.5, 0.0, 0.0, "x0.00", "0.0"),
+        ] {
+            let case = Case {
+                ours: samples(&[ours]),
+                peers: vec![("passt".into(), samples(&[peer]))],
+                ..case(Better::Less)
+            };
+            assert_eq!(case.ratio_to_best(), Some(ratio));
+            assert!(table(std::slice::from_ref(&case)).contains(said));
+            let text = serde_json::to_string(&case).unwrap();
+            assert!(
+                text.ends_with(&format!(r#""ratio_to_best":{json}}}"#)),
+                "{text}"
+            );
+        }
+        assert_eq!(Better::More.ratio(1.0, 0.0), Some(f64::INFINITY));
+        // Of several peers the one that also has nothing is the best.
+        let mut two = case(Better::Less);
+        two.ours = samples(&[0.0]);
+        two.peers[0].1 = samples(&[0.0]);
+        assert_eq!(two.ratio_to_best(), Some(1.0));
     }
 
     #[test]

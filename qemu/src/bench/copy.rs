@@ -102,7 +102,7 @@ fn case(rounds: &[Round], load: Load) -> Case {
         unit: "Gb/s",
         better: Better::More,
         ours: samples(rounds, load, |round| round.switch),
-        peers: vec![("memcpy", samples(rounds, load, |round| round.memcpy))],
+        peers: vec![("memcpy".into(), samples(rounds, load, |round| round.memcpy))],
     }
 }
 

@@ -361,7 +361,7 @@ fn cases(measured: &[Measured]) -> Vec<Case> {
                 unit,
                 better,
                 ours,
-                peers: vec![(PEER, of(Driver::C))],
+                peers: vec![(PEER.into(), of(Driver::C))],
             });
         }
     }

@@ -217,7 +217,10 @@ fn cases(measured: &[Measured]) -> Vec<Case> {
     for group in &GROUPS {
         let mut compare = |name: String, unit, better, load, figure: fn(&Measured) -> f64| {
             let of = |setup| samples(measured, setup, load, figure);
-            let peers = group.peers.iter().map(|peer| (peer.name(), of(*peer)));
+            let peers = group
+                .peers
+                .iter()
+                .map(|peer| (peer.name().into(), of(*peer)));
             let peers = peers
                 .filter(|(_, samples)| samples.median().is_some())
                 .collect();

@@ -94,7 +94,7 @@ fn cases(rounds: &[Round]) -> Vec<Case> {
                 unit: "us",
                 better: Better::Less,
                 ours: samples(|round| &round.nic),
-                peers: vec![(PEER, samples(|round| &round.eventfd))],
+                peers: vec![(PEER.into(), samples(|round| &round.eventfd))],
             });
         }
     }

@@ -13,6 +13,7 @@ mod case;
 mod copy;
 mod cost;
 mod driver;
+mod footprint;
 mod host;
 mod iperf;
 mod latency;
@@ -21,6 +22,7 @@ mod ring;
 mod samples;
 mod setups;
 mod stage;
+mod start;
 mod testpmd;
 
 use std::fs;
@@ -59,6 +61,8 @@ pub struct Args {
 pub enum Name {
     /// iperf3 between guest and host, TCP and small UDP datagrams, both ways
     Iperf,
+    /// Memory of the process behind the NIC, how soon it is there, and how often it wakes up when idle
+    Footprint,
     /// The guest's drivers, ours and Linux's own: throughput, small packets, delay, interrupts, and
     /// instructions a packet
     Driver,
@@ -74,6 +78,7 @@ pub enum Name {
 impl Name {
     const ALL: &[Name] = &[
         Name::Iperf,
+        Name::Footprint,
         Name::Driver,
         Name::Ring,
         Name::Latency,
@@ -82,7 +87,7 @@ impl Name {
 
     /// Whether guests are booted for it.
     fn has_guests(self) -> bool {
-        matches!(self, Name::Iperf | Name::Driver)
+        matches!(self, Name::Iperf | Name::Footprint | Name::Driver)
     }
 }
 
@@ -108,7 +113,8 @@ pub fn needs(args: &Args) -> Needs {
 /// Fetches what benches compare with and nothing else in the lab needs. Done outside of the run's
 /// namespaces, where the network is.
 pub fn prepare(args: &Args) -> Result<()> {
-    if args.names().contains(&Name::Ring)
+    let compare = [Name::Ring, Name::Footprint];
+    if args.names().iter().any(|name| compare.contains(name))
         && let Err(e) = dpdk::dpdk(&Cache::open()?)
     {
         say(format!("{e:#}; the bench goes on without DPDK"));
@@ -129,6 +135,7 @@ pub fn run(lab: &Lab, args: &Args) -> Result<()> {
     let setting = format!("guest on {}, 2 CPUs", lab.accel.name());
     measure(args, &setting, |name, weather| match name {
         Name::Iperf => iperf::run(lab, args, weather),
+        Name::Footprint => footprint::run(lab, args, weather),
         Name::Driver => driver::run(lab, args, weather),
         name => without_guest(name, &lab.run, &lab.ferronic, args, weather),
     })
@@ -154,7 +161,7 @@ fn without_guest(
         Name::Ring => ring::run(&stage, args, weather),
         Name::Latency => latency::run(&stage, args, weather),
         Name::Copy => copy::run(&stage, args, weather),
-        Name::Iperf | Name::Driver => bail!("this bench needs guests"),
+        Name::Iperf | Name::Footprint | Name::Driver => bail!("this bench needs guests"),
     }
 }
 

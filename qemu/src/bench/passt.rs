@@ -2,8 +2,8 @@
 //! passt as a peer: plugged into QEMU itself, without us between.
 
 use std::fs::File;
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -39,18 +39,7 @@ impl Passt {
         let log = lab.run.logs.join(format!("{id}.log"));
         let file =
             File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        let mut command = lab.tools.command("passt");
-        // Addresses as in QEMU's own user-mode network. As root it would become nobody, who
-        // cannot reach the run's directory.
-        command.args(["--foreground", "--runas", "0", "--address", "10.0.2.15"]);
-        command.args(["--netmask", "24", "--gateway", "10.0.2.2"]);
-        if mode == Mode::VhostUser {
-            command.arg("--vhost-user");
-        }
-        let process = command
-            .arg("--socket")
-            .arg(&socket)
-            .stdin(Stdio::null())
+        let process = command(lab, mode, &socket)
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
@@ -69,6 +58,25 @@ impl Passt {
         }
         Ok(passt)
     }
+
+    /// The id of its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+/// How passt is started to listen at a socket.
+pub fn command(lab: &Lab, mode: Mode, socket: &Path) -> Command {
+    let mut command = lab.tools.command("passt");
+    // Addresses as in QEMU's own user-mode network. As root it would become nobody, who
+    // cannot reach the run's directory.
+    command.args(["--foreground", "--runas", "0", "--address", "10.0.2.15"]);
+    command.args(["--netmask", "24", "--gateway", "10.0.2.2"]);
+    if mode == Mode::VhostUser {
+        command.arg("--vhost-user");
+    }
+    command.arg("--socket").arg(socket).stdin(Stdio::null());
+    command
 }
 
 impl Drop for Passt {

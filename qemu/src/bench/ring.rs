@@ -42,7 +42,8 @@ const TOPOLOGIES: [Topology; 2] = [Topology::Loop, Topology::Pair];
 const STATIONS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 /// Options of ours that polls: our workers look on for so long after the last packet.
 pub const POLLING: [&str; 2] = ["--poll-us", "1000"];
-const PEER: &str = "dpdk-vhost";
+/// What DPDK's vhost is called in reports.
+pub const DPDK: &str = "dpdk-vhost";
 
 /// What goes through which rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,7 +241,7 @@ impl Whose {
     fn name(self) -> &'static str {
         match self {
             Whose::Ours => "ours",
-            Whose::Theirs => PEER,
+            Whose::Theirs => DPDK,
         }
     }
 }
@@ -285,7 +286,7 @@ fn cases(all: &All) -> Vec<Case> {
         };
         let mut compare = |name: &str, unit, better, figure: &dyn Fn(&Measured) -> f64| {
             let theirs = samples(all, Whose::Theirs, load, figure);
-            let peers = theirs.median().map(|_| (PEER, theirs));
+            let peers = theirs.median().map(|_| (DPDK.into(), theirs));
             cases.push(Case {
                 name: format!("ring {} {} {name}", load.form.name(), load.octets()),
                 unit,

@@ -73,8 +73,8 @@ pub enum Behind {
     Qemu,
     /// Our backend.
     Ferronic(Backend),
-    /// passt; held only to keep it running.
-    Passt { _process: Passt },
+    /// passt.
+    Passt(Passt),
 }
 
 /// A set-up that runs. What is declared first is dropped first: the machine before what is behind
@@ -120,7 +120,7 @@ impl Rig {
                     Nic::Stream {
                         socket: passt.socket.clone(),
                     },
-                    Behind::Passt { _process: passt },
+                    Behind::Passt(passt),
                 )
             }
             Setup::PasstVhostUser => {
@@ -129,7 +129,7 @@ impl Rig {
                     socket: passt.socket.clone(),
                     queues: 1,
                 };
-                (nic, Behind::Passt { _process: passt })
+                (nic, Behind::Passt(passt))
             }
         };
         let mut spec = Spec::new(setup.name(), nic);
@@ -151,12 +151,21 @@ impl Rig {
         }
     }
 
+    /// The process behind the NIC, if it is one of its own.
+    pub fn behind_pid(&self) -> Option<u32> {
+        match &self.behind {
+            Behind::Qemu => None,
+            Behind::Ferronic(backend) => Some(backend.pid()),
+            Behind::Passt(passt) => Some(passt.pid()),
+        }
+    }
+
     /// Ends everything in good order.
     pub fn stop(self) -> Result<()> {
         self.machine.quit()?;
         match self.behind {
             Behind::Ferronic(backend) => backend.terminate(),
-            Behind::Qemu | Behind::Passt { .. } => Ok(()),
+            Behind::Qemu | Behind::Passt(_) => Ok(()),
         }
     }
 }

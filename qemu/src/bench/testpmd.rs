@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -66,35 +66,8 @@ impl Testpmd {
         log: &Path,
     ) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
-        let mut command = root.command("dpdk-testpmd");
-        let Processors { device, generator } = processors;
-        // The first lcore only waits for the end of its input.
-        command.arg(format!("--lcores=0@{generator},1@{device}"));
-        command.args(["--no-pci", "--no-telemetry"]);
-        command.args(if has_huge_pages() {
-            &["--in-memory", "--single-file-segments"][..]
-        } else {
-            &["--no-huge", "--no-shconf"]
-        });
-        command.arg("-m").arg(MEMORY.to_string());
-        for (number, socket) in sockets.iter().enumerate() {
-            command.arg(format!(
-                "--vdev=net_vhost{number},iface={},queues=1",
-                socket.display()
-            ));
-        }
-        command.args(["--", "--forward-mode=io", "--nb-cores=1"]);
-        command.arg(format!("--port-topology={}", topology.name()));
-        // A packet in one buffer, if that is more than the usual; and no more buffers than there is
-        // memory for.
-        let buffer = (largest + HEADROOM).next_multiple_of(64).max(2176);
-        command.arg(format!("--mbuf-size={buffer}"));
-        command.arg(format!(
-            "--total-num-mbufs={}",
-            if buffer > 4096 { 2048 } else { 16384 }
-        ));
+        let mut command = command(root, processors, topology, sockets, largest);
         let process = command
-            .stdin(Stdio::piped())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
@@ -122,6 +95,46 @@ impl Testpmd {
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
+}
+
+/// How one is started that listens at these sockets, for packets of up to so many octets.
+pub fn command(
+    root: &ToolRoot,
+    processors: Processors,
+    topology: Topology,
+    sockets: &[PathBuf],
+    largest: usize,
+) -> Command {
+    let mut command = root.command("dpdk-testpmd");
+    let Processors { device, generator } = processors;
+    // The first lcore only waits for the end of its input.
+    command.arg(format!("--lcores=0@{generator},1@{device}"));
+    command.args(["--no-pci", "--no-telemetry"]);
+    command.args(if has_huge_pages() {
+        &["--in-memory", "--single-file-segments"][..]
+    } else {
+        &["--no-huge", "--no-shconf"]
+    });
+    command.arg("-m").arg(MEMORY.to_string());
+    for (number, socket) in sockets.iter().enumerate() {
+        command.arg(format!(
+            "--vdev=net_vhost{number},iface={},queues=1",
+            socket.display()
+        ));
+    }
+    command.args(["--", "--forward-mode=io", "--nb-cores=1"]);
+    command.arg(format!("--port-topology={}", topology.name()));
+    // A packet in one buffer, if that is more than the usual; and no more buffers than there is
+    // memory for.
+    let buffer = (largest + HEADROOM).next_multiple_of(64).max(2176);
+    command.arg(format!("--mbuf-size={buffer}"));
+    command.arg(format!(
+        "--total-num-mbufs={}",
+        if buffer > 4096 { 2048 } else { 16384 }
+    ));
+    // Its end would end testpmd.
+    command.stdin(Stdio::piped());
+    command
 }
 
 /// Whether there are huge pages for it.

@@ -10,11 +10,13 @@
 //!
 //! It is done by the lab itself, called again as `ferronic-lab __tool`, which then
 //! becomes the program: the process id, the inherited file descriptors, the standard
-//! streams and the exit status are the program's.
+//! streams and the exit status are the program's. Who wants to know when it has become
+//! the program is told ([`tell_exec`]).
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +34,9 @@ use crate::lab::quote;
 
 /// The hidden subcommand that enters the tool root.
 pub const SUBCOMMAND: &str = "__tool";
+
+/// Names the socket of [`tell_exec`].
+const TELL_ENV: &str = "FERRONIC_LAB_TELL_EXEC";
 
 /// What of `/` comes from the tool root; the rest is the host's.
 const FROM_ROOT: [&str; 9] = [
@@ -110,11 +115,22 @@ impl ToolRoot {
     }
 }
 
+/// Has a command that enters a tool root connect to this socket and hang up when it becomes the
+/// program.
+pub fn tell_exec(command: &mut Command, socket: &Path) {
+    command.env(TELL_ENV, socket);
+}
+
 /// Enters the tool root and becomes the program. Returns only if that fails.
 pub fn exec(args: &ToolArgs) -> Result<()> {
     let Some((program, arguments)) = args.program.split_first() else {
         bail!("no program named");
     };
+    // Closed when the program begins, as all that the standard library opens.
+    let _told = std::env::var_os(TELL_ENV)
+        .map(UnixStream::connect)
+        .transpose()
+        .with_context(|| format!("nobody listens at {TELL_ENV}"))?;
     let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     enter(args).with_context(|| format!("cannot enter the tool root {}", args.root.display()))?;
     if chdir(&cwd).is_err() {
@@ -130,6 +146,7 @@ pub fn exec(args: &ToolArgs) -> Result<()> {
         }
     }
     command
+        .env_remove(TELL_ENV)
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C.UTF-8")
         .env("TMPDIR", "/tmp");

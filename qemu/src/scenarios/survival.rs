@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What the NIC lives through: resets, reboots, new drivers, a new QEMU, its own death.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::{BOTH, EVERY, NETDEV_TAP, Scenario};
 use crate::cable::{INTERFACE, wait_carrier};
 use crate::net::HOST_IP;
+use crate::process::{Memory, wakeups};
 use crate::test::Form;
 use crate::test::bed::Bed;
 use crate::traffic::{self, Client, Direction};
@@ -108,40 +108,12 @@ fn idle_is_idle(bed: &mut Bed, form: Form) -> Result<()> {
         "the backend woke up in each of three idle spells of {seconds} s"
     );
 
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = status
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("RssAnon:")?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse::<u64>()
-                .ok()
-        })
-        .context("the kernel does not tell how much memory the backend has")?;
+    let kib = Memory::of(pid)?.own;
     ensure!(
         kib < 20 * 1024,
         "the backend has {kib} KiB of memory of its own"
     );
     Ok(())
-}
-
-/// How often the threads of a process have gone to sleep.
-fn wakeups(pid: u32) -> Result<u64> {
-    let mut sum = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = fs::read_to_string(thread?.path().join("status"))?;
-        sum += status
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("voluntary_ctxt_switches:")?
-                    .trim()
-                    .parse::<u64>()
-                    .ok()
-            })
-            .context("no voluntary_ctxt_switches")?;
-    }
-    Ok(sum)
 }
 
 fn guest_reboot(bed: &mut Bed, _: Form) -> Result<()> {

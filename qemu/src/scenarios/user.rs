@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Scenario, USER};
 use crate::backend::Uplink;
+use crate::process::children;
 use crate::test::Form;
 use crate::test::bed::Bed;
 use crate::traffic::{Client, Direction};
@@ -89,17 +90,9 @@ fn passt_dies(bed: &mut Bed, form: Form) -> Result<()> {
     Ok(())
 }
 
-/// The one child of a process, whichever of its threads has started it.
+/// The one child of a process.
 fn child_of(pid: u32) -> Result<Pid> {
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let children = fs::read_to_string(thread?.path().join("children"))?;
-        let first = children
-            .split_whitespace()
-            .next()
-            .and_then(|child| child.parse().ok());
-        if let Some(child) = first.and_then(Pid::from_raw) {
-            return Ok(child);
-        }
-    }
-    bail!("process {pid} has no child")
+    let first = children(pid)?.first().copied();
+    let first = first.and_then(|child| Pid::from_raw(i32::try_from(child).ok()?));
+    first.with_context(|| format!("process {pid} has no child"))
 }
