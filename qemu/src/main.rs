@@ -31,6 +31,7 @@ mod progress;
 mod sandbox;
 mod scenarios;
 mod shell;
+mod station;
 mod test;
 mod traffic;
 

@@ -2,6 +2,7 @@
 //! The host's side of the network, inside the run's namespace.
 //!
 //! - `fer0`, a tap, is the far end of the NIC's cable.
+//! - `fer1` and `fer2`, taps in a bridge, join guests whose NICs are QEMU's own.
 //! - `wan0`, a tap that nobody reads, has a default route and stands for the host's way
 //!   to the world: passt takes addresses and routes from it as it does on a real host.
 //!   (Not a dummy interface: small host kernels have none, and the tun driver is needed
@@ -24,6 +25,10 @@ pub const GUEST_IP: &str = "10.77.0.2";
 pub const HOST_IP6: &str = "fd77::1";
 /// The guest's IPv6 address on the tap.
 pub const GUEST_IP6: &str = "fd77::2";
+/// Two taps in a bridge, by which two guests reach each other.
+pub const BRIDGED: [&str; 2] = ["fer1", "fer2"];
+/// The bridge.
+const BRIDGE: &str = "ferbr0";
 /// The host's address on `wan0`.
 pub const WAN_IP: &str = "192.0.2.2";
 
@@ -45,9 +50,7 @@ pub fn settle(lab: &Lab) -> Result<()> {
 
 /// Makes the tap anew. One that is there is removed, with whatever state it had.
 pub fn make_tap(lab: &Lab, multi_queue: bool) -> Result<()> {
-    if std::path::Path::new("/sys/class/net").join(TAP).exists() {
-        ip(lab, &format!("link del {TAP}\n"))?;
-    }
+    remove(lab, TAP)?;
     let multi_queue = if multi_queue { " multi_queue" } else { "" };
     ip(
         lab,
@@ -58,6 +61,30 @@ pub fn make_tap(lab: &Lab, multi_queue: bool) -> Result<()> {
              link set {TAP} up\n"
         ),
     )
+}
+
+/// Makes the bridge and its taps anew.
+pub fn make_bridge(lab: &Lab) -> Result<()> {
+    let mut lines = format!("link add {BRIDGE} type bridge\nlink set {BRIDGE} up\n");
+    for name in [BRIDGE].into_iter().chain(BRIDGED) {
+        remove(lab, name)?;
+    }
+    for tap in BRIDGED {
+        lines += &format!(
+            "tuntap add dev {tap} mode tap vnet_hdr\n\
+             link set {tap} master {BRIDGE}\n\
+             link set {tap} up\n"
+        );
+    }
+    ip(lab, &lines)
+}
+
+/// Removes an interface, if it is there.
+fn remove(lab: &Lab, name: &str) -> Result<()> {
+    if std::path::Path::new("/sys/class/net").join(name).exists() {
+        ip(lab, &format!("link del {name}\n"))?;
+    }
+    Ok(())
 }
 
 /// Runs lines of `ip -batch`.

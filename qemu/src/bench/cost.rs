@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::host::{Moment, Span};
-use super::setups::Rig;
 use crate::backend::Backend;
 use crate::cable::INTERFACE;
 use crate::guest::Guest;
@@ -35,34 +34,38 @@ struct Counts {
 
 /// A measurement under way.
 #[derive(Debug)]
-pub struct Meter {
+pub struct Meter<'a> {
+    guest: &'a Guest,
+    backend: Option<&'a Backend>,
     counts: Counts,
     moment: Moment,
 }
 
 /// What it came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Cost {
     counts: Counts,
     /// What the host's processors did meanwhile.
     pub span: Span,
 }
 
-impl Meter {
-    /// Starts counting.
-    pub fn start(rig: &Rig) -> Result<Self> {
+impl<'a> Meter<'a> {
+    /// Starts counting, in the guest and in our NIC, if it is ours alone.
+    pub fn start(guest: &'a Guest, backend: Option<&'a Backend>) -> Result<Self> {
         // The processors last, so that reading the counters costs nobody anything.
         Ok(Meter {
-            counts: Counts::read(rig)?,
+            guest,
+            backend,
+            counts: Counts::read(guest, backend)?,
             moment: Moment::now()?,
         })
     }
 
     /// Ends counting.
-    pub fn stop(self, rig: &Rig) -> Result<Cost> {
+    pub fn stop(self) -> Result<Cost> {
         let span = self.moment.until_now()?;
         Ok(Cost {
-            counts: Counts::read(rig)?.since(self.counts),
+            counts: Counts::read(self.guest, self.backend)?.since(self.counts),
             span,
         })
     }
@@ -124,9 +127,9 @@ pub const HEADINGS: [&str; 10] = [
 ];
 
 impl Counts {
-    fn read(rig: &Rig) -> Result<Self> {
-        let mut counts = Counts::of_guest(&rig.machine.guest)?;
-        if let Some(backend) = rig.backend() {
+    fn read(guest: &Guest, backend: Option<&Backend>) -> Result<Self> {
+        let mut counts = Counts::of_guest(guest)?;
+        if let Some(backend) = backend {
             counts.add_nic(backend)?;
         }
         Ok(counts)

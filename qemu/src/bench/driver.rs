@@ -31,9 +31,9 @@ use crate::traffic::{Client, Direction};
 
 /// The devices. Ours with several interrupts, ours with one, and one that is not ours.
 const DEVICES: [(&str, Setup); 3] = [
-    ("netdev", Setup::Ours(Attach::Netdev, Uplink::Tap)),
-    ("device", Setup::Ours(Attach::Device, Uplink::Tap)),
-    ("qemu", Setup::QemuTap),
+    ("netdev", Setup::Ours(Attach::Netdev, Uplink::Tap, 1)),
+    ("device", Setup::Ours(Attach::Device, Uplink::Tap, 1)),
+    ("qemu", Setup::QemuTap(1)),
 ];
 const DRIVERS: [Driver; 2] = [Driver::Ferronic, Driver::C];
 /// What the stock driver is called in reports.
@@ -165,25 +165,25 @@ fn rates(
         (Direction::HostToGuest, TO_GUEST, IRQS_IN),
     ] {
         let client = Client::new(server, direction, args.seconds).with("--omit 1");
-        let meter = Meter::start(&rig)?;
+        let meter = Meter::start(guest, rig.backend())?;
         let transfer = client.run(guest).context(rate.0)?;
-        let cost = meter.stop(&rig)?;
+        let cost = meter.stop()?;
         weather.note(cost.span);
         all.push((rate, transfer.gbps));
         all.push((irqs, cost.interrupts_per_packet() * 1e3));
     }
     let udp = Client::new(server, Direction::HostToGuest, args.seconds)
         .with(&format!("--omit 1 --udp --bandwidth 0 --length {DATAGRAM}"));
-    let meter = Meter::start(&rig)?;
+    let meter = Meter::start(guest, rig.backend())?;
     let transfer = udp.run(guest).context(UDP.0)?;
-    let cost = meter.stop(&rig)?;
+    let cost = meter.stop()?;
     all.push((IRQS_UDP, cost.interrupts_per_packet() * 1e3));
     all.push((UDP, transfer.gbps * 1e6 / f64::from(8 * DATAGRAM)));
     // A first run of pktgen tells how many packets the time is enough for.
     let pps = pktgen(lab, guest, 20_000)?;
-    let meter = Meter::start(&rig)?;
+    let meter = Meter::start(guest, rig.backend())?;
     let pps = pktgen(lab, guest, (pps * f64::from(args.seconds)) as u64)?;
-    let cost = meter.stop(&rig)?;
+    let cost = meter.stop()?;
     all.push((PKTGEN, pps / 1e3));
     all.push((IRQS_PKTGEN, cost.interrupts_per_packet() * 1e3));
     if let Some(kicks) = cost.kicks_per_packet() {

@@ -22,6 +22,7 @@ use super::setups::{Rig, Setup};
 use super::stage::{Processors, Stage};
 use super::start::Starter;
 use super::testpmd::{self, Topology};
+use super::turns::{self, Subject};
 use super::{Args, Findings};
 use crate::backend::{Launch, Options, Uplink};
 use crate::cable::INTERFACE;
@@ -29,7 +30,7 @@ use crate::lab::Lab;
 use crate::machine::nic::Attach;
 use crate::net;
 use crate::process::{self, Memory};
-use crate::progress::{Step, say};
+use crate::progress::say;
 use crate::sandbox::tool::ToolRoot;
 use crate::traffic::{Client, Direction};
 
@@ -47,8 +48,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Largest frame that testpmd is made ready for: no more than it is by default.
 const FRAME: usize = 1514;
 
-const TAP: Setup = Setup::Ours(Attach::Netdev, Uplink::Tap);
-const USER: Setup = Setup::Ours(Attach::Netdev, Uplink::User);
+const TAP: Setup = Setup::Ours(Attach::Netdev, Uplink::Tap, 1);
+const USER: Setup = Setup::Ours(Attach::Netdev, Uplink::User, 1);
 const PASST: Setup = Setup::PasstVhostUser;
 
 /// What is measured.
@@ -98,43 +99,43 @@ impl Figure {
 
 /// What is behind a NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Subject {
+enum Contender {
     /// In a set-up with a guest.
     In(Setup),
     /// testpmd without one.
     Dpdk,
 }
 
-const SUBJECTS: [Subject; 4] = [
-    Subject::In(TAP),
-    Subject::In(USER),
-    Subject::In(PASST),
-    Subject::Dpdk,
+const CONTENDERS: [Contender; 4] = [
+    Contender::In(TAP),
+    Contender::In(USER),
+    Contender::In(PASST),
+    Contender::Dpdk,
 ];
 
 /// Ours, and what it is compared with.
-const GROUPS: [(&str, Setup, &[Subject]); 2] = [
-    ("tap", TAP, &[Subject::In(PASST), Subject::Dpdk]),
-    ("user", USER, &[Subject::In(PASST)]),
+const GROUPS: [(&str, Setup, &[Contender]); 2] = [
+    ("tap", TAP, &[Contender::In(PASST), Contender::Dpdk]),
+    ("user", USER, &[Contender::In(PASST)]),
 ];
 
-impl Subject {
-    fn name(self) -> &'static str {
+impl Subject for Contender {
+    fn name(self) -> String {
         match self {
-            Subject::In(setup) => setup.name(),
-            Subject::Dpdk => DPDK,
+            Contender::In(setup) => setup.name(),
+            Contender::Dpdk => DPDK.to_owned(),
         }
     }
 
     fn is_ours(self) -> bool {
-        matches!(self, Subject::In(setup) if setup.is_ours())
+        matches!(self, Contender::In(setup) if setup.is_ours())
     }
 }
 
 /// One value.
 #[derive(Debug)]
 struct Measured {
-    subject: Subject,
+    subject: Contender,
     figure: Figure,
     value: f64,
 }
@@ -154,39 +155,16 @@ pub fn run(lab: &Lab, args: &Args, weather: &mut Weather) -> Result<Findings> {
             root: stage.dpdk?,
         })
     });
-    let mut subjects = SUBJECTS.to_vec();
+    let mut subjects = CONTENDERS.to_vec();
     if dpdk.is_none() {
         say(
             "DPDK could not be fetched, or there are no two processors: the bench goes on without it",
         );
-        subjects.retain(|subject| *subject != Subject::Dpdk);
+        subjects.retain(|subject| *subject != Contender::Dpdk);
     }
-    let mut measured = Vec::new();
-    for round in 1..=args.rounds {
-        for subject in subjects.clone() {
-            let what = format!(
-                "footprint round {round} of {}: {}",
-                args.rounds,
-                subject.name()
-            );
-            let step = Step::start(&what);
-            match measure(lab, dpdk.as_ref(), subject, args, weather) {
-                Ok(all) => {
-                    step.done();
-                    say(format!("{what}: {}", summary(&all)));
-                    measured.extend(all);
-                }
-                Err(e) if subject.is_ours() => return Err(e.context(what)),
-                Err(e) => {
-                    drop(step);
-                    say(format!("{what}: left out from here on: {e:#}"));
-                    subjects.retain(|s| *s != subject);
-                }
-            }
-        }
-        // As in the other benches: nobody always comes after the same neighbour.
-        subjects.rotate_left(1);
-    }
+    let measured = turns::take("footprint", args.rounds, subjects, summary, |subject| {
+        measure(lab, dpdk.as_ref(), subject, args, weather)
+    })?;
     Ok(Findings {
         cases: cases(&measured),
         details: "Memory is resident and without the guest's: what the process has for itself, in huge pages too; \
@@ -199,12 +177,12 @@ pub fn run(lab: &Lab, args: &Args, weather: &mut Weather) -> Result<Findings> {
 fn measure(
     lab: &Lab,
     dpdk: Option<&Dpdk>,
-    subject: Subject,
+    subject: Contender,
     args: &Args,
     weather: &mut Weather,
 ) -> Result<Vec<Measured>> {
     let mut all = alone(lab, dpdk, subject).context("without a guest")?;
-    if let Subject::In(setup) = subject {
+    if let Contender::In(setup) = subject {
         all.extend(with_guest(lab, setup, args, weather).context("with a guest")?);
     }
     let measured = |(figure, value)| Measured {
@@ -216,12 +194,12 @@ fn measure(
 }
 
 /// Starts it, over and over, and looks at the last one.
-fn alone(lab: &Lab, dpdk: Option<&Dpdk>, subject: Subject) -> Result<Vec<(Figure, f64)>> {
+fn alone(lab: &Lab, dpdk: Option<&Dpdk>, subject: Contender) -> Result<Vec<(Figure, f64)>> {
     let starts = match subject {
-        Subject::In(_) => STARTS,
-        Subject::Dpdk => STARTS_DPDK,
+        Contender::In(_) => STARTS,
+        Contender::Dpdk => STARTS_DPDK,
     };
-    if subject == Subject::In(TAP) {
+    if subject == Contender::In(TAP) {
         net::make_tap(lab, false)?;
     }
     let mut times = Vec::new();
@@ -241,19 +219,19 @@ fn alone(lab: &Lab, dpdk: Option<&Dpdk>, subject: Subject) -> Result<Vec<(Figure
     ])
 }
 
-fn starter(lab: &Lab, dpdk: Option<&Dpdk>, subject: Subject) -> Result<Starter> {
-    let id = lab.unique(subject.name());
+fn starter(lab: &Lab, dpdk: Option<&Dpdk>, subject: Contender) -> Result<Starter> {
+    let id = lab.unique(&subject.name());
     let socket = lab.run.dir.join(format!("{id}.sock"));
     let log = lab.run.logs.join(format!("{id}.log"));
     let (command, in_tool_root, socket) = match subject {
-        Subject::In(Setup::Ours(_, uplink)) => {
+        Contender::In(Setup::Ours(_, uplink, _)) => {
             let launch = Launch::new(lab, &Options::new(uplink))?;
             let mut command = std::process::Command::new(&launch.binary);
             command.args(&launch.arguments).stdin(Stdio::null());
             (command, false, launch.socket)
         }
-        Subject::In(_) => (passt::command(lab, Mode::VhostUser, &socket), true, socket),
-        Subject::Dpdk => {
+        Contender::In(_) => (passt::command(lab, Mode::VhostUser, &socket), true, socket),
+        Contender::Dpdk => {
             let Dpdk { root, processors } = dpdk.context("DPDK is not there")?;
             let sockets = [socket.clone()];
             let command = testpmd::command(root, *processors, Topology::Loop, &sockets, FRAME);
@@ -349,12 +327,12 @@ fn cases(measured: &[Measured]) -> Vec<Case> {
                 let wanted = |m: &&Measured| m.subject == subject && m.figure == figure;
                 measured.iter().filter(wanted).map(|m| m.value).collect()
             };
-            let peers = peers.iter().map(|peer| (peer.name().into(), of(*peer)));
+            let peers = peers.iter().map(|peer| (peer.name(), of(*peer)));
             cases.push(Case {
                 name: format!("footprint {name} {}", figure.name()),
                 unit: figure.unit(),
                 better: Better::Less,
-                ours: of(Subject::In(ours)),
+                ours: of(Contender::In(ours)),
                 peers: peers
                     .filter(|(_, samples)| samples.median().is_some())
                     .collect(),
@@ -368,7 +346,7 @@ fn cases(measured: &[Measured]) -> Vec<Case> {
 mod tests {
     use super::*;
 
-    fn measured(subject: Subject, figure: Figure, value: f64) -> Measured {
+    fn measured(subject: Contender, figure: Figure, value: f64) -> Measured {
         Measured {
             subject,
             figure,
@@ -378,10 +356,10 @@ mod tests {
 
     #[test]
     fn every_subject_is_compared_with_something() {
-        for subject in SUBJECTS {
-            let compared = GROUPS
-                .iter()
-                .any(|(_, ours, peers)| subject == Subject::In(*ours) || peers.contains(&subject));
+        for subject in CONTENDERS {
+            let compared = GROUPS.iter().any(|(_, ours, peers)| {
+                subject == Contender::In(*ours) || peers.contains(&subject)
+            });
             assert!(compared, "{subject:?}");
         }
         assert!(GROUPS.iter().all(|(_, ours, _)| ours.is_ours()));
@@ -390,10 +368,10 @@ mod tests {
     #[test]
     fn a_peer_is_in_a_case_only_where_it_was_measured() {
         let all = [
-            measured(Subject::In(TAP), Figure::Start, 5.0),
-            measured(Subject::Dpdk, Figure::Start, 500.0),
-            measured(Subject::In(TAP), Figure::WakeUps, 0.0),
-            measured(Subject::In(PASST), Figure::WakeUps, 1.0),
+            measured(Contender::In(TAP), Figure::Start, 5.0),
+            measured(Contender::Dpdk, Figure::Start, 500.0),
+            measured(Contender::In(TAP), Figure::WakeUps, 0.0),
+            measured(Contender::In(PASST), Figure::WakeUps, 1.0),
         ];
         let cases = cases(&all);
         let find = |name: &str| cases.iter().find(|case| case.name == name).unwrap();

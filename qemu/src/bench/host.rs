@@ -44,7 +44,7 @@ pub struct Moment {
 }
 
 /// What they did between two.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Span {
     /// Seconds of processor time that QEMU and what is behind its NIC used.
     pub rig_seconds: f64,

@@ -14,6 +14,7 @@ mod copy;
 mod cost;
 mod driver;
 mod footprint;
+mod guests;
 mod host;
 mod iperf;
 mod latency;
@@ -24,6 +25,8 @@ mod setups;
 mod stage;
 mod start;
 mod testpmd;
+mod transfer;
+mod turns;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,12 +57,16 @@ pub struct Args {
     /// How long each transfer is measured
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub seconds: u32,
+    /// Of iperf, only these parts
+    #[arg(long = "part", value_name = "PART", value_enum, value_delimiter = ',')]
+    pub parts: Vec<iperf::Part>,
 }
 
 /// The benches there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Name {
-    /// iperf3 between guest and host, TCP and small UDP datagrams, both ways
+    /// iperf3 between guest and host and from guest to guest, TCP and small UDP datagrams, with one
+    /// and two pairs of queues
     Iperf,
     /// Memory of the process behind the NIC, how soon it is there, and how often it wakes up when idle
     Footprint,
@@ -110,9 +117,12 @@ pub fn needs(args: &Args) -> Needs {
     }
 }
 
-/// Fetches what benches compare with and nothing else in the lab needs. Done outside of the run's
+/// Checks the options, and fetches what benches compare with and nothing else in the lab needs. Done outside of the run's
 /// namespaces, where the network is.
 pub fn prepare(args: &Args) -> Result<()> {
+    if !args.parts.is_empty() && !args.names().contains(&Name::Iperf) {
+        bail!("only the bench `iperf` has parts (--part)");
+    }
     let compare = [Name::Ring, Name::Footprint];
     if args.names().iter().any(|name| compare.contains(name))
         && let Err(e) = dpdk::dpdk(&Cache::open()?)

@@ -7,6 +7,7 @@
 use anyhow::Result;
 
 use super::passt::{Mode, Passt};
+use super::turns::Subject;
 use crate::backend::{Backend, Options, Uplink};
 use crate::cable::Cable;
 use crate::lab::Lab;
@@ -17,10 +18,10 @@ use crate::net;
 /// A set-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setup {
-    /// Our NIC.
-    Ours(Attach, Uplink),
-    /// QEMU's virtio-net on a tap, in QEMU's own process.
-    QemuTap,
+    /// Our NIC, with so many pairs of queues.
+    Ours(Attach, Uplink, usize),
+    /// QEMU's virtio-net on a tap, in QEMU's own process, with so many pairs of queues.
+    QemuTap(usize),
     /// QEMU's virtio-net with its built-in user-mode network (libslirp).
     QemuUser,
     /// QEMU's virtio-net with passt behind a socket.
@@ -29,39 +30,46 @@ pub enum Setup {
     PasstVhostUser,
 }
 
-impl Setup {
-    /// Its name in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Setup::Ours(Attach::Netdev, Uplink::Tap) => "ferronic-tap",
-            Setup::Ours(Attach::Netdev, Uplink::User) => "ferronic-user",
-            Setup::Ours(Attach::Netdev, Uplink::Loopback) => "ferronic-loopback",
-            Setup::Ours(Attach::Device, Uplink::Tap) => "ferronic-device-tap",
-            Setup::Ours(Attach::Device, Uplink::User) => "ferronic-device-user",
-            Setup::Ours(Attach::Device, Uplink::Loopback) => "ferronic-device-loopback",
-            Setup::Ours(Attach::Netdev, Uplink::Switch) => "ferronic-switch",
-            Setup::Ours(Attach::Device, Uplink::Switch) => "ferronic-device-switch",
-            Setup::Ours(Attach::Netdev, Uplink::SwitchUser) => "ferronic-switch-user",
-            Setup::Ours(Attach::Device, Uplink::SwitchUser) => "ferronic-device-switch-user",
-            Setup::QemuTap => "qemu-tap",
-            Setup::QemuUser => "qemu-user",
-            Setup::PasstStream => "passt-stream",
-            Setup::PasstVhostUser => "passt-vhost-user",
+impl Subject for Setup {
+    fn name(self) -> String {
+        let (name, pairs) = match self {
+            Setup::Ours(Attach::Netdev, uplink, pairs) => {
+                (format!("ferronic-{}", uplink.name()), pairs)
+            }
+            Setup::Ours(Attach::Device, uplink, pairs) => {
+                (format!("ferronic-device-{}", uplink.name()), pairs)
+            }
+            Setup::QemuTap(pairs) => ("qemu-tap".to_owned(), pairs),
+            Setup::QemuUser => ("qemu-user".to_owned(), 1),
+            Setup::PasstStream => ("passt-stream".to_owned(), 1),
+            Setup::PasstVhostUser => ("passt-vhost-user".to_owned(), 1),
+        };
+        match pairs {
+            1 => name,
+            pairs => format!("{name}-{pairs}q"),
         }
     }
 
-    /// Whether it is ours.
-    pub fn is_ours(self) -> bool {
+    fn is_ours(self) -> bool {
         matches!(self, Setup::Ours(..))
     }
+}
 
+impl Setup {
     /// What the guest's end of the cable must be set up for.
     fn cable(self) -> Uplink {
         match self {
-            Setup::Ours(_, uplink) => uplink,
-            Setup::QemuTap => Uplink::Tap,
+            Setup::Ours(_, uplink, _) => uplink,
+            Setup::QemuTap(_) => Uplink::Tap,
             // All of them give an address by DHCP, and their gateway leads to the host's loopback.
             Setup::QemuUser | Setup::PasstStream | Setup::PasstVhostUser => Uplink::User,
+        }
+    }
+
+    fn pairs(self) -> usize {
+        match self {
+            Setup::Ours(_, _, pairs) | Setup::QemuTap(pairs) => pairs,
+            Setup::QemuUser | Setup::PasstStream | Setup::PasstVhostUser => 1,
         }
     }
 }
@@ -99,17 +107,21 @@ impl Rig {
     pub fn start_with(lab: &Lab, setup: Setup, change: impl FnOnce(&mut Spec)) -> Result<Self> {
         if setup.cable().needs_tap() {
             // The same kind of tap for all, and nothing left in it by the one before.
-            net::make_tap(lab, false)?;
+            net::make_tap(lab, setup.pairs() > 1)?;
         }
         let (nic, behind) = match setup {
-            Setup::Ours(attach, uplink) => {
-                let backend = Backend::start(lab, &Options::new(uplink))?;
-                (backend.nic(attach, 1)?, Behind::Ferronic(backend))
+            Setup::Ours(attach, uplink, queues) => {
+                let options = Options {
+                    queues,
+                    ..Options::new(uplink)
+                };
+                let backend = Backend::start(lab, &options)?;
+                (backend.nic(attach, queues)?, Behind::Ferronic(backend))
             }
-            Setup::QemuTap => (
+            Setup::QemuTap(queues) => (
                 Nic::Tap {
                     name: net::TAP.into(),
-                    queues: 1,
+                    queues,
                 },
                 Behind::Qemu,
             ),
@@ -119,6 +131,7 @@ impl Rig {
                 (
                     Nic::Stream {
                         socket: passt.socket.clone(),
+                        listens: false,
                     },
                     Behind::Passt(passt),
                 )

@@ -35,8 +35,8 @@ pub enum Nic {
     Tap { name: String, queues: usize },
     /// QEMU's own virtio-net with its built-in user-mode network.
     User,
-    /// QEMU's own virtio-net with frames over this socket, where passt listens.
-    Stream { socket: PathBuf },
+    /// QEMU's own virtio-net with frames over this socket: it listens there, or somebody else does.
+    Stream { socket: PathBuf, listens: bool },
 }
 
 impl Nic {
@@ -68,10 +68,11 @@ impl Nic {
                 )
             }
             Nic::User => (None, "user,id=net0".to_owned(), 1),
-            Nic::Stream { socket } => (
+            Nic::Stream { socket, listens } => (
                 None,
                 format!(
-                    "stream,id=net0,server=off,addr.type=unix,addr.path={}",
+                    "stream,id=net0,server={},addr.type=unix,addr.path={}",
+                    if *listens { "on" } else { "off" },
                     socket.display()
                 ),
                 1,

@@ -13,6 +13,7 @@ use crate::far_end::{PORT, bytes_client};
 use crate::machine::nic::Attach;
 use crate::machine::{Machine, Spec};
 use crate::net::{GUEST_IP, HOST_IP};
+use crate::station::{self, Station};
 use crate::test::Form;
 use crate::test::bed::Bed;
 use crate::traffic::{Client, Direction};
@@ -41,7 +42,7 @@ impl Neighbour {
             .run
             .dir
             .join(format!("{}.sock", bed.lab.unique(name)));
-        let mac = format!("52:54:00:fe:00:{number:02x}");
+        let mac = station::mac(number);
         add_port(bed, name, &socket, &["--mac", &mac])?;
         let nic = bed.backend()?.nic_at(&socket, attach, 1)?;
         let mut spec = Spec::new(format!("{}-{name}", bed.setup), nic);
@@ -49,12 +50,9 @@ impl Neighbour {
         if attach == Attach::Netdev {
             spec.nic_property(&format!("mac={mac}"));
         }
-        let machine = Machine::boot(bed.lab, &spec)?;
-        let address = format!("10.77.0.{number}");
-        machine.guest.sh(&format!(
-            "ip link set {INTERFACE} up && ip addr add {address}/24 dev {INTERFACE}"
-        ))?;
-        wait_carrier(&machine.guest, true)?;
+        let station = Station::boot(bed.lab, &spec, number)?;
+        station.join()?;
+        let Station { address, machine } = station;
         Ok(Neighbour {
             name,
             socket,
