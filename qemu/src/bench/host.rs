@@ -16,6 +16,8 @@ use super::samples::Samples;
 
 /// From this share of the host's processors on, what others use spoils the figures.
 const NOISY: f64 = 0.1;
+const WARNING: &str = "NOISY: others used the processors too. Trust the ratios little, and the figures not at all: \
+                       measure again on an idle host.";
 
 /// Processor time since the host's start, in seconds, summed over its processors.
 #[derive(Debug, Clone, Copy)]
@@ -180,15 +182,11 @@ impl Weather {
             self.processors,
             rounded(self.load_at_start)
         );
-        let others: Samples = self.spans.iter().map(|s| s.others).collect();
-        let stolen: Samples = self.spans.iter().map(|s| s.stolen).collect();
-        let mut taken = 0.0;
         for (samples, what) in [
-            (others, "used by others"),
-            (stolen, "taken by its hypervisor"),
+            (self.others(), "used by others"),
+            (self.stolen(), "taken by its hypervisor"),
         ] {
             if let (Some(median), Some((low, high))) = (samples.median(), samples.spread()) {
-                taken += median;
                 let (median, low, high) = (rounded(median), rounded(low), rounded(high));
                 let _ = write!(
                     text,
@@ -197,11 +195,25 @@ impl Weather {
             }
         }
         text.push('\n');
-        if taken > NOISY * self.processors as f64 {
-            text += "NOISY: others used the processors too. Trust the ratios little, and the figures not at all: \
-                     measure again on an idle host.\n";
+        if let Some(warning) = self.warning() {
+            let _ = writeln!(text, "{warning}");
         }
         text
+    }
+
+    /// What is to be said of the figures if the host had others to serve.
+    pub fn warning(&self) -> Option<&'static str> {
+        let taken = [self.others(), self.stolen()].map(|samples| samples.median().unwrap_or(0.0));
+        let noisy = taken.iter().sum::<f64>() > NOISY * self.processors as f64;
+        noisy.then_some(WARNING)
+    }
+
+    fn others(&self) -> Samples {
+        self.spans.iter().map(|span| span.others).collect()
+    }
+
+    fn stolen(&self) -> Samples {
+        self.spans.iter().map(|span| span.stolen).collect()
     }
 }
 

@@ -19,6 +19,7 @@ mod host;
 mod iperf;
 mod latency;
 mod passt;
+mod plot;
 mod ring;
 mod samples;
 mod setups;
@@ -48,9 +49,12 @@ pub struct Args {
     /// What to measure; everything if nothing is named
     #[arg(value_enum)]
     pub name: Option<Name>,
-    /// Write the medians to this file too
+    /// Write the medians to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Draw all figures and their ranges into this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// How often every set-up is measured
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
@@ -188,16 +192,29 @@ fn measure(
         cases.extend(found.cases);
         details += &found.details;
     }
+    let setting = format!(
+        "{setting}; rounds: {}, {} s a transfer",
+        args.rounds, args.seconds
+    );
     print!(
-        "\n{setting}; rounds: {}, {} s a transfer: median (min..max), and how many times better ours is\n\n{}\n{details}\n{}",
-        args.rounds,
-        args.seconds,
+        "\n{setting}: median (min..max), and how many times better ours is\n\n{}\n{details}\n{}",
         case::table(&cases),
         weather.report(),
     );
     if let Some(path) = &args.json {
-        let json = serde_json::to_string_pretty(&cases)?;
-        fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        write(path, serde_json::to_string_pretty(&cases)? + "\n")?;
+    }
+    if let Some(path) = &args.svg {
+        let mut heading = vec![
+            "How many times as good as the best peer, by the medians: more is to the right".into(),
+            setting,
+        ];
+        heading.extend(weather.warning().map(str::to_owned));
+        write(path, plot::svg(&cases, &heading))?;
     }
     Ok(())
+}
+
+fn write(path: &Path, text: String) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
