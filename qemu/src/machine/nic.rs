@@ -97,3 +97,29 @@ impl Nic {
         args
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_end_of_a_stream_listens_for_the_other() {
+        let args = |listens| {
+            let socket = PathBuf::from("/run/joint");
+            Nic::Stream { socket, listens }.qemu_args().join(" ")
+        };
+        let path = "addr.type=unix,addr.path=/run/joint";
+        assert!(args(true).contains(&format!("stream,id=net0,server=on,{path}")));
+        assert!(args(false).contains(&format!("stream,id=net0,server=off,{path}")));
+    }
+
+    #[test]
+    fn with_pairs_of_queues_each_queue_has_a_vector() {
+        let args = |queues| {
+            let name = "tap0".to_owned();
+            Nic::Tap { name, queues }.qemu_args().join(" ")
+        };
+        assert!(args(2).contains(",queues=2") && args(2).contains("mq=on,vectors=6"));
+        assert!(!args(1).contains("queues=") && !args(1).contains("vectors="));
+    }
+}
