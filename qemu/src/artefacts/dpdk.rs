@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! DPDK, whose vhost library `cargo lab bench ring` measures ours beside: a tool root of its own, which
-//! nothing else fetches.
+//! DPDK, whose vhost library `cargo lab bench` measures ours beside: a tool root of its own, which nothing
+//! else fetches.
 
 use anyhow::Result;
 
