@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{EVERY, Scenario};
 use crate::cable::INTERFACE;
 use crate::far_end::send_frames;
-use crate::guest::Guest;
 use crate::machine::nic::Attach;
 use crate::net::HOST_IP;
 use crate::test::Form;
@@ -45,7 +44,7 @@ fn exchange(bed: &Bed, frames: &[(&str, &str, Option<u16>)]) -> Result<HashMap<S
         "exec frames listen {INTERFACE} {} {LOG}",
         LISTEN.as_secs_f64()
     ))?;
-    wait_for_file(guest)?;
+    wait_for_listener(bed)?;
     let count = COUNT.to_string();
     for (name, destination, vlan) in frames {
         let vlan = vlan.map(|id| id.to_string());
@@ -72,9 +71,10 @@ fn exchange(bed: &Bed, frames: &[(&str, &str, Option<u16>)]) -> Result<HashMap<S
     Ok(seen)
 }
 
-fn wait_for_file(guest: &Guest) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while guest
+fn wait_for_listener(bed: &Bed) -> Result<()> {
+    let deadline = Instant::now() + bed.setup.kernel.patience() * Duration::from_secs(10);
+    while bed
+        .guest()
         .try_sh(&format!("test -e {LOG}"), Duration::from_secs(5))?
         .code
         != 0
