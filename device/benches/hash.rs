@@ -5,6 +5,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ferronic::nic::flow_hash::{FlowHasher, HEADERS, SUPPORTED_HASH_TYPES};
+use ferronic::nic::hashing::Hashing;
 use ferronic::nic::rss::Rss;
 use ferronic::nic::toeplitz::{INPUT_LEN, KEY_LEN, Toeplitz};
 
@@ -34,11 +35,12 @@ fn hashes(criterion: &mut Criterion) {
         });
     }
     let hasher = FlowHasher::new(SUPPORTED_HASH_TYPES, &KEY);
-    let rss = Rss::new(hasher, vec![0; 128].into(), 0).expect("a table of 128");
+    let rss = Rss::new(vec![0; 128].into(), 0).expect("a table of 128");
+    let hashing = Hashing::new(hasher, Some(rss));
     for (name, ipv6) in [("queue/tcp4", false), ("queue/tcp6", true)] {
         let frame = frame(ipv6);
         group.bench_function(name, |bencher| {
-            bencher.iter(|| rss.queue(black_box(&frame)))
+            bencher.iter(|| hashing.queue(hashing.hash(black_box(&frame))));
         });
     }
     group.bench_function("key", |bencher| {

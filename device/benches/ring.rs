@@ -227,6 +227,7 @@ impl Worker {
             queue_pairs: 1,
             packed: true,
             rss: true,
+            hash_report: true,
             offloads: Offloads::ALL,
             uplink: "memory".into(),
         };

@@ -156,6 +156,7 @@ impl Pair {
                 queue_pairs: 1,
                 packed: true,
                 rss: true,
+                hash_report: true,
                 offloads: Offloads::ALL,
                 uplink: "switch".into(),
             }));

@@ -42,6 +42,7 @@ fn start() -> Running {
         queue_pairs: 31,
         packed: true,
         rss: true,
+        hash_report: true,
         offloads: Offloads::NONE,
         uplink: "loopback".into(),
     }));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ferronic::frontend::port::Source;
 use ferronic::nic::Attachment;
+use ferronic::nic::toeplitz::Toeplitz;
 
 use frontend_support::client::*;
 use frontend_support::guest::{Driver, HEADER, RING_SIZE, frame, signalled};
@@ -48,6 +49,44 @@ fn packets_pass_in_the_device_attachment() {
     let info = device.nic.frontend().unwrap();
     assert_eq!(info.attachment, Some(Attachment::Device));
     assert_eq!(info.rings_active, 5);
+}
+
+/// Hashes can be reported where the control queue is ours, behind a header of 20 octets, and the next
+/// frontend has a NIC without them.
+#[test]
+fn hashes_are_reported_in_the_device_attachment_alone() {
+    const HASH_REPORT: u64 = 1 << 57;
+    let device = Device::new(1);
+    for _ in 0..2 {
+        let mut client = device_attachment(&device);
+        assert_ne!(client.ask_u64(GET_FEATURES) & HASH_REPORT, 0);
+        let mut driver = Driver::new(3, 1);
+        driver.header_len = 20;
+        client.start_device(&driver, CONTROL | HASH_REPORT);
+        // VIRTIO_NET_CTRL_MQ_HASH_CONFIG: IPv4 addresses.
+        let key = [0x5a; 40];
+        let config = [&[4, 2, 1, 0, 0, 0], &[0; 8][..], &[40], &key].concat();
+        assert_eq!(driver.rings[2].command(&config), 0);
+        traffic(&device, &mut driver, 1, 0);
+        let mut ip = [&[0xff; 12][..], &[8, 0, 0x45], &[0; 19]].concat();
+        ip[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+        device.cable.give(0, &ip);
+        let packet = driver.rings[0].wait();
+        driver.rings[0].offer(None);
+        let hash = Toeplitz::new(&key).hash(&ip[26..34]).to_le_bytes();
+        assert_eq!(packet[12..20], [&hash[..], &[1, 0, 0, 0]].concat());
+        assert_eq!(packet[20..], ip);
+        drop(client);
+        eventually("the frontend is gone", || device.nic.frontend().is_none());
+
+        let mut client = netdev(&device);
+        assert_eq!(client.ask_u64(GET_FEATURES) & HASH_REPORT, 0);
+        let mut driver = Driver::new(2, 1);
+        client.start_netdev(&driver, FEATURES);
+        traffic(&device, &mut driver, 1, 0);
+        drop(client);
+        eventually("the frontend is gone", || device.nic.frontend().is_none());
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod frontend_support;
 use std::fs;
 
 use frontend_support::client::{Client, FEATURES, NETDEV};
-use frontend_support::guest::{Driver, Guest, Ring};
+use frontend_support::guest::{Driver, Guest, HEADER, Ring};
 use frontend_support::{Device, eventually};
 
 fn count(what: &str) -> usize {
@@ -30,6 +30,7 @@ fn a_thousand_frontends_leave_nothing_behind() {
         let driver = Driver {
             rings: (0..2).map(|i| Ring::new(&guest, i)).collect(),
             guest,
+            header_len: HEADER,
         };
         let mut client = Client::connect(device.path());
         client.handshake(NETDEV);

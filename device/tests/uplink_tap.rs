@@ -82,10 +82,10 @@ fn next_udp(queue: &mut dyn UplinkQueue, header: usize) -> Vec<u8> {
 }
 
 #[test]
-fn packets_cross_unchanged_both_ways_with_either_header() {
+fn packets_cross_unchanged_both_ways_with_any_header() {
     in_namespace(|| {
         make_tap("");
-        for header in [10, 12] {
+        for header in [10, 12, 20] {
             let (_tap, mut queue) = open_one(header, Offloads::NONE);
             let socket = host_socket();
             for len in [0, 1, 2, 1000, 1471, 1472] {
@@ -502,7 +502,7 @@ fn an_interface_made_again_is_taken_and_told_what_the_one_before_was() {
             let moment = Duration::from_millis(100);
             socket.set_read_timeout(Some(moment)).unwrap();
             for round in 0..3 {
-                let header = [12, 10, 12][round];
+                let header = [12, 10, 20][round];
                 ip("link delete fer0");
                 assert!(!told.recv_timeout(PATIENCE).unwrap());
                 let frame = udp(6000, 5000, b"out", true);
@@ -542,7 +542,7 @@ fn an_interface_made_again_is_taken_and_told_what_the_one_before_was() {
                     packet.is_some()
                 });
                 let packet = packet.unwrap();
-                let unfinished = header == 12;
+                let unfinished = header != 10;
                 assert_eq!(packet[0], u8::from(unfinished), "a checksum is left to do");
                 assert_eq!(l4_residue(&packet[header..]) != 0, unfinished);
                 assert!(packet.ends_with(b"in"));

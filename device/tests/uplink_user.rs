@@ -149,7 +149,7 @@ fn packets_go_through_the_child_and_back() {
     let passt = StandIn::new(ECHO);
     let (uplink, mut queue, _told) = passt.open();
     let watcher = Watcher::new(&*queue);
-    for header_len in [12, 10] {
+    for header_len in [12, 10, 20] {
         let negotiated = Negotiated {
             header_len,
             receive: Offloads::NONE,
@@ -159,7 +159,12 @@ fn packets_go_through_the_child_and_back() {
             let packet = packet(header_len, len, i as u32);
             assert_eq!(send(&mut *queue, &packet), Sent::Done);
             queue.flush();
-            assert_eq!(receive_next(&mut *queue, &watcher), packet, "{len}");
+            let mut back = receive_next(&mut *queue, &watcher);
+            // The hash at the end of the longest header is not the uplink's business.
+            if let Some(hash) = back.get_mut(12..header_len) {
+                hash.fill(0);
+            }
+            assert_eq!(back, packet, "{len}");
         }
     }
 }

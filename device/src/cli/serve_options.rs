@@ -91,6 +91,11 @@ pub struct ServeArgs {
     #[arg(long)]
     no_rss: bool,
 
+    /// Report no hashes of received packets. Linux has them made for every packet as soon as they are
+    /// offered, and looks at them after 'ethtool -K eth0 rxhash on'.
+    #[arg(long)]
+    no_hash_report: bool,
+
     /// Pin the workers, of which each queue pair has one, to these CPUs in turn: numbers and ranges,
     /// such as 2,4-7 [default: the scheduler places them].
     #[arg(long, value_name = "LIST")]
@@ -154,6 +159,8 @@ pub struct ServeOptions {
     pub packed: bool,
     /// Receive-side scaling is offered.
     pub rss: bool,
+    /// To report hashes is offered.
+    pub hash_report: bool,
     /// The MTU.
     pub mtu: u16,
     /// Mbit/s.
@@ -374,6 +381,7 @@ impl ServeOptions {
             queue_pairs: args.queues,
             packed: !args.no_packed,
             rss: !args.no_rss,
+            hash_report: !args.no_hash_report,
             mtu,
             speed: args.speed,
             workers: Workers::new(args.cpus, poll),
@@ -392,6 +400,7 @@ impl ServeOptions {
             queue_pairs: self.queue_pairs,
             packed: self.packed,
             rss: self.rss,
+            hash_report: self.hash_report,
             offloads,
             uplink,
         }
@@ -405,6 +414,7 @@ impl ServeOptions {
             queue_pairs: self.queue_pairs,
             packed: self.packed,
             rss: self.rss,
+            hash_report: self.hash_report,
             link_up: self.link != LinkMode::Down,
             workers: self.workers.clone(),
         }
@@ -502,7 +512,7 @@ mod tests {
     fn everything_can_be_said() {
         let options = options(
             "--fd 5 --control c --uplink user --passt p --queues 31 --mac 52:54:00:12:34:56 --mtu 65535 \
-             --speed 25000 --poll-us 50 --no-packed --no-rss --link follow --log warn,ferronic::control=trace",
+             --speed 25000 --poll-us 50 --no-packed --no-rss --no-hash-report --link follow --log warn,ferronic::control=trace",
         )
         .unwrap();
         let Plan::Nic {
@@ -518,7 +528,7 @@ mod tests {
         assert_eq!(mac.to_string(), "52:54:00:12:34:56");
         assert_eq!(options.link, LinkMode::Follow);
         assert_eq!(options.workers.poll, Duration::from_micros(50));
-        assert!(!options.packed && !options.rss);
+        assert!(!options.packed && !options.rss && !options.hash_report);
         assert!(!mac_is_random);
     }
 

@@ -178,6 +178,7 @@ mod tests {
                 queue_pairs: 1,
                 packed: true,
                 rss: true,
+                hash_report: true,
                 link_up: true,
                 workers: Workers::default(),
             });

@@ -44,6 +44,8 @@ pub struct PortDefaults {
     pub packed: bool,
     /// Receive-side scaling is offered.
     pub rss: bool,
+    /// To report hashes is offered.
+    pub hash_report: bool,
     /// Whether a new port's cable is in.
     pub link_up: bool,
     /// How their workers run.
@@ -226,6 +228,7 @@ impl Ports {
             queue_pairs: self.defaults.queue_pairs,
             packed: self.defaults.packed,
             rss: self.defaults.rss,
+            hash_report: self.defaults.hash_report,
             offloads: Offloads::ALL,
             uplink,
         };
@@ -443,6 +446,7 @@ mod tests {
             queue_pairs: 1,
             packed: true,
             rss: true,
+            hash_report: true,
             link_up: true,
             workers: Workers::default(),
         })

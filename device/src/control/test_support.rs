@@ -15,6 +15,7 @@ pub fn nic(queue_pairs: u16) -> Arc<Nic> {
         queue_pairs,
         packed: true,
         rss: true,
+        hash_report: true,
         offloads: Offloads::NONE,
         uplink: "loopback".into(),
     }))

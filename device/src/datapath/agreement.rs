@@ -35,7 +35,7 @@ impl Agreement {
         self.apply_filter(&driver);
         self.apply_offloads(&driver);
         self.apply_coalescing(&driver);
-        self.apply_scaling(&driver);
+        self.apply_hashing(&driver);
         // Until the driver says otherwise only the first pair is in use (5.1.6.5.6.1). Where the
         // frontend answers the control queue itself, it starts just the rings that are in use.
         let ours = driver.features().has(features::VIRTIO_NET_F_CTRL_VQ);
@@ -77,8 +77,9 @@ impl Agreement {
             Some(Change::Coalescing) => self.apply_coalescing(driver),
             Some(Change::QueuePairs(_) | Change::Scaling) => {
                 self.enable_pairs(usize::from(driver.queue_pairs()));
-                self.apply_scaling(driver);
+                self.apply_hashing(driver);
             }
+            Some(Change::Hashing) => self.apply_hashing(driver),
             Some(Change::Announced) | None => {}
         }
     }
@@ -89,11 +90,11 @@ impl Agreement {
         }
     }
 
-    fn apply_scaling(&self, driver: &DriverState) {
+    fn apply_hashing(&self, driver: &DriverState) {
         for pair in &self.pairs {
-            pair.inlet.lock().rss = driver.rss().cloned();
+            pair.inlet.lock().hashing = driver.hashing().cloned();
         }
-        self.uplink.scale(driver.rss());
+        self.uplink.set_hashing(driver.hashing());
     }
 
     fn apply_offloads(&self, driver: &DriverState) {

@@ -25,11 +25,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::nic::header::VirtioNetHdr;
+use crate::nic::flow_hash::FlowHash;
+use crate::nic::header::{HASHLESS_HEADER, LONGEST_HEADER, VirtioNetHdr};
 use crate::ring::pieces::PiecesMut;
 use crate::uplink::packet_queue::PacketQueue;
 
-use super::inlet::{KEPT_HEADER, MOST_OCTETS, MOST_PACKETS};
+use super::inlet::{MOST_OCTETS, MOST_PACKETS};
 use super::wait_set::WaitSet;
 
 /// The boxes of all pairs.
@@ -66,20 +67,29 @@ impl Crossing {
     }
 
     /// Sends a packet to a pair: the first `len` octets of `room`, with a virtio-net header of
-    /// `header_len` octets. False if there is no such pair or its box is full.
-    pub fn send(&self, pair: usize, room: &PiecesMut<'_>, header_len: usize, len: usize) -> bool {
+    /// `header_len` octets, and its hash. False if there is no such pair or its box is full.
+    pub fn send(
+        &self,
+        pair: usize,
+        room: &PiecesMut<'_>,
+        header_len: usize,
+        len: usize,
+        hash: Option<FlowHash>,
+    ) -> bool {
         let (Some(arrivals), Some(frame_len)) = (self.0.get(pair), len.checked_sub(header_len))
         else {
             return false;
         };
         let mut packets = arrivals.packets.lock();
         let queue = packets.get_or_insert_with(|| PacketQueue::new(MOST_PACKETS, MOST_OCTETS));
-        let kept = queue.push(KEPT_HEADER + frame_len, |kept| {
-            let (head, frame) = kept.split_first_chunk_mut::<KEPT_HEADER>().ok_or(())?;
+        let kept = queue.push(LONGEST_HEADER + frame_len, |kept| {
+            let (head, frame) = kept.split_first_chunk_mut::<LONGEST_HEADER>().ok_or(())?;
             // A legacy header is shorter, and has no `num_buffers`; that is filled in later.
-            let mut octets = [0; KEPT_HEADER];
-            room.copy_to(0, octets.get_mut(..header_len).unwrap_or(&mut []));
-            *head = VirtioNetHdr::decode(&octets).unwrap_or_default().encode();
+            let mut octets = [0; HASHLESS_HEADER];
+            let there = header_len.min(octets.len());
+            room.copy_to(0, octets.get_mut(..there).unwrap_or(&mut []));
+            let header = VirtioNetHdr::decode(&octets).unwrap_or_default();
+            *head = header.with_hash(hash).encode();
             let whole = room.copy_to(header_len, frame) == frame_len;
             whole.then_some(()).ok_or(())
         });

@@ -32,9 +32,10 @@ use parking_lot::{Mutex, MutexGuard, RawMutex};
 use crate::nic::Nic;
 use crate::nic::counters::{DropReason, QueueCounters};
 use crate::nic::filter::Filter;
-use crate::nic::header::VirtioNetHdr;
+use crate::nic::flow_hash::FlowHash;
+use crate::nic::hashing::Hashing;
+use crate::nic::header::{HASHLESS_HEADER, LONGEST_HEADER, VirtioNetHdr};
 use crate::nic::offload::Offloads;
-use crate::nic::rss::Rss;
 use crate::ring::pieces::Pieces;
 use crate::uplink::packet_queue::PacketQueue;
 
@@ -48,9 +49,6 @@ use super::worker::{Side, broken};
 pub const MOST_PACKETS: usize = 1024;
 /// The most octets that wait for one guest's buffers, headers included.
 pub const MOST_OCTETS: usize = 4 << 20;
-/// Octets of the header that packets wait with: that of VIRTIO 1.
-pub(super) const KEPT_HEADER: usize = 12;
-
 /// The receive side of a queue pair, shared by the pair's worker, the control plane, and whoever
 /// puts packets in.
 #[derive(Debug)]
@@ -64,8 +62,9 @@ pub(super) struct InletState {
     index: usize,
     pub rx: Option<Receiver>,
     pub filter: Filter,
-    /// Which pair gets a packet, if not the one to which the uplink gives it.
-    pub rss: Option<Arc<Rss>>,
+    /// How packets are hashed, and perhaps which pair gets them, if not the one to which the uplink
+    /// gives them.
+    pub hashing: Option<Arc<Hashing>>,
     /// The way to other pairs, and from them.
     pub crossing: Arc<Crossing>,
     /// One of the pairs that the driver uses (5.1.6.5.6); others receive nothing.
@@ -100,11 +99,19 @@ impl Frame<'_> {
         self.head.len() + self.body.len().saturating_sub(self.offset)
     }
 
-    /// Runs `run` on the packet that this is: a header of 12 octets and the frame.
+    /// The same with this hash of its flow.
+    pub fn with_hash(self, hash: FlowHash) -> Self {
+        Frame {
+            header: self.header.with_hash(Some(hash)),
+            ..self
+        }
+    }
+
+    /// Runs `run` on the packet that this is: a header of [`HASHLESS_HEADER`] octets and the frame.
     pub fn with_packet<R>(&self, run: impl FnOnce(Pieces<'_>) -> R) -> R {
-        let mut front = [0; KEPT_HEADER + ETHERNET_HEADER];
-        let len = (KEPT_HEADER + self.head.len()).min(front.len());
-        let octets = self.header.encode().into_iter();
+        let mut front = [0; HASHLESS_HEADER + ETHERNET_HEADER];
+        let len = (HASHLESS_HEADER + self.head.len()).min(front.len());
+        let octets = self.header.encode().into_iter().take(HASHLESS_HEADER);
         for (to, from) in front
             .iter_mut()
             .zip(octets.chain(self.head.iter().copied()))
@@ -115,11 +122,12 @@ impl Frame<'_> {
         self.body.with_front(front, self.offset, run)
     }
 
-    /// Appends the packet that this is, with a header of 12 octets, to a queue; whether it has room.
-    pub(crate) fn keep_in(&self, queue: &mut PacketQueue) -> bool {
-        let kept = queue.push(KEPT_HEADER + self.frame_len(), |room| {
-            let (header, room) = room.split_first_chunk_mut::<KEPT_HEADER>().ok_or(())?;
-            *header = self.header.encode();
+    /// Appends the packet that this is, with a header of so many octets, to a queue; whether it has
+    /// room.
+    pub(crate) fn keep_in<const HEADER: usize>(&self, queue: &mut PacketQueue) -> bool {
+        let kept = queue.push(HEADER + self.frame_len(), |room| {
+            let (header, room) = room.split_first_chunk_mut::<HEADER>().ok_or(())?;
+            *header = *self.header.encode().first_chunk().ok_or(())?;
             let (head, body) = room.split_at_mut_checked(self.head.len()).ok_or(())?;
             head.copy_from_slice(self.head);
             let whole = self.body.copy_to(self.offset, body) == body.len();
@@ -141,7 +149,7 @@ impl Inlet {
             index,
             rx: None,
             filter,
-            rss: None,
+            hashing: None,
             crossing,
             enabled: true,
             offloads: Offloads::NONE,
@@ -314,7 +322,7 @@ impl InletState {
         let waiting = self
             .waiting
             .get_or_insert_with(|| PacketQueue::new(MOST_PACKETS, MOST_OCTETS));
-        if !frame.keep_in(waiting) {
+        if !frame.keep_in::<LONGEST_HEADER>(waiting) {
             self.lose(DropReason::NoBuffers, 1);
         }
     }
@@ -344,7 +352,7 @@ impl InletState {
             return;
         };
         while let Some(packet) = waiting.front_mut() {
-            let fit = match packet.split_first_chunk::<KEPT_HEADER>() {
+            let fit = match packet.split_first_chunk::<LONGEST_HEADER>() {
                 Some((header, frame)) => Pieces::with_bytes(frame, |body| {
                     self.deliver(&Frame {
                         header: VirtioNetHdr::decode(header).unwrap_or_default(),

@@ -8,6 +8,9 @@
 //! of ours: a packet that is larger than the room is not cut off but held until the driver has made
 //! more available; only one that can never fit is dropped.
 //!
+//! Where hashes are reported (5.1.6.4.4), the end of the header is written when a packet has been
+//! looked at: by nobody else, an uplink may leave it as it was.
+//!
 //! # Limitations
 //! A packet that is held when its ring is stopped or the cable is pulled is lost, and counted.
 
@@ -17,7 +20,8 @@ use std::sync::Arc;
 use crate::nic::counters::{DropReason, QueueCounters};
 use crate::nic::filter::Filter;
 use crate::nic::flow_hash::HEADERS;
-use crate::nic::rss::Rss;
+use crate::nic::hashing::Hashing;
+use crate::nic::header::{HASHLESS_HEADER, VirtioNetHdr};
 use crate::ring::memory::MemoryMap;
 use crate::ring::piece_list::PieceList;
 use crate::ring::pieces::{MAX_PIECES, PiecesMut};
@@ -59,8 +63,8 @@ struct Taken {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sorter<'a> {
     pub filter: &'a Filter,
-    /// Which pair's a packet is; without it, all are this one's.
-    pub rss: Option<&'a Rss>,
+    /// How packets are hashed, and perhaps which pair's they are; without it, all are this one's.
+    pub hashing: Option<&'a Hashing>,
     /// The way to the others.
     pub crossing: &'a Crossing,
     /// This pair's number.
@@ -80,10 +84,10 @@ enum Arrival {
 
 impl Sorter<'_> {
     /// Looks at a packet that has come in.
-    fn sort(&self, room: &PiecesMut<'_>, header_len: usize, len: usize) -> Arrival {
+    fn sort(&self, room: &mut PiecesMut<'_>, header_len: usize, len: usize) -> Arrival {
         let frame_len = len.saturating_sub(header_len);
         let mut octets = [0; HEADERS];
-        let seen = match self.rss {
+        let seen = match self.hashing {
             Some(_) => HEADERS,
             None => ETHERNET_HEADER,
         };
@@ -92,14 +96,22 @@ impl Sorter<'_> {
         if !self.filter.accepts(octets) {
             return Arrival::Lost(DropReason::Filtered);
         }
-        match self.rss.map(|rss| rss.queue(octets)) {
+        let hash = self.hashing.and_then(|hashing| hashing.hash(octets));
+        match self.hashing.and_then(|hashing| hashing.queue(hash)) {
             Some(pair) if pair != self.pair => {
-                match self.crossing.send(pair, room, header_len, len) {
+                match self.crossing.send(pair, room, header_len, len, hash) {
                     true => Arrival::Elsewhere,
                     false => Arrival::Lost(DropReason::NoBuffers),
                 }
             }
-            _ => Arrival::Here(len),
+            _ => {
+                if header_len > HASHLESS_HEADER {
+                    let header = VirtioNetHdr::default().with_hash(hash).encode();
+                    let report = header.get(HASHLESS_HEADER..).unwrap_or_default();
+                    room.copy_from(HASHLESS_HEADER, report);
+                }
+                Arrival::Here(len)
+            }
         }
     }
 }

@@ -352,7 +352,7 @@ impl PairState {
             let overflow = &mut self.overflow;
             let sorter = Sorter {
                 filter: &inlet.filter,
-                rss: inlet.rss.as_deref(),
+                hashing: inlet.hashing.as_deref(),
                 crossing: &inlet.crossing,
                 pair: index,
             };

@@ -5,7 +5,7 @@
 //! the features that they belong to (2.5.2).
 
 use super::control::DriverState;
-use super::features::{Features, VIRTIO_NET_F_RSS};
+use super::features::{Features, VIRTIO_NET_F_HASH_REPORT, VIRTIO_NET_F_RSS};
 use super::flow_hash::SUPPORTED_HASH_TYPES;
 use super::rss::MAX_TABLE;
 use super::toeplitz::KEY_LEN;
@@ -40,6 +40,8 @@ pub struct ConfigSpace {
     speed: u32,
     /// Receive-side scaling is offered.
     rss: bool,
+    /// To report hashes is offered.
+    hash_report: bool,
 }
 
 impl ConfigSpace {
@@ -55,6 +57,7 @@ impl ConfigSpace {
         if state.announce_pending() {
             status |= VIRTIO_NET_S_ANNOUNCE;
         }
+        let offered = Features::offered(config);
         ConfigSpace {
             mac: state.mac(),
             status,
@@ -65,7 +68,8 @@ impl ConfigSpace {
             } else {
                 config.speed
             },
-            rss: Features::offered(config).has(VIRTIO_NET_F_RSS),
+            rss: offered.has(VIRTIO_NET_F_RSS),
+            hash_report: offered.has(VIRTIO_NET_F_HASH_REPORT),
         }
     }
 
@@ -76,11 +80,12 @@ impl ConfigSpace {
         let [pairs0, pairs1] = self.max_virtqueue_pairs.to_le_bytes();
         let [mtu0, mtu1] = self.mtu.to_le_bytes();
         let [speed0, speed1, speed2, speed3] = self.speed.to_le_bytes();
-        let (key, table, types) = match self.rss {
+        let (key, types) = match self.rss || self.hash_report {
             // Less than 256.
-            true => (KEY_LEN as u8, MAX_TABLE, SUPPORTED_HASH_TYPES),
-            false => (0, 0, 0),
+            true => (KEY_LEN as u8, SUPPORTED_HASH_TYPES),
+            false => (0, 0),
         };
+        let table = if self.rss { MAX_TABLE } else { 0 };
         let [table0, table1] = table.to_le_bytes();
         let [types0, types1, types2, types3] = types.to_le_bytes();
         #[rustfmt::skip]
@@ -149,6 +154,7 @@ mod tests {
             queue_pairs: 3,
             packed: true,
             rss: true,
+            hash_report: false,
             offloads: Offloads::NONE,
             uplink: "loopback".into(),
         }
@@ -182,6 +188,13 @@ mod tests {
         };
         let space = ConfigSpace::new(&config, &DriverState::new(&config), true);
         assert_eq!(space.read(17, 7), [0; 7]);
+        // But a hash to be reported.
+        let config = NicConfig {
+            hash_report: true,
+            ..config
+        };
+        let space = ConfigSpace::new(&config, &DriverState::new(&config), true);
+        assert_eq!(space.read(17, 7), [40, 0, 0, 0x3f, 0, 0, 0]);
     }
 
     #[test]

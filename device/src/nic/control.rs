@@ -16,8 +16,8 @@ use super::features::{
     VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ,
 };
 use super::filter::{Filter, Modes};
+use super::hashing::Hashing;
 use super::offload::Offloads;
-use super::rss::Rss;
 use super::{MacAddress, NicConfig};
 
 mod coalescing;
@@ -29,7 +29,7 @@ use coalescing::{
     VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
     VIRTIO_NET_CTRL_NOTF_COAL_VQ_GET, VIRTIO_NET_CTRL_NOTF_COAL_VQ_SET,
 };
-use scaling::VIRTIO_NET_CTRL_MQ_RSS_CONFIG;
+use scaling::{VIRTIO_NET_CTRL_MQ_HASH_CONFIG, VIRTIO_NET_CTRL_MQ_RSS_CONFIG};
 use statistics::{VIRTIO_NET_CTRL_STATS, VIRTIO_NET_CTRL_STATS_GET, VIRTIO_NET_CTRL_STATS_QUERY};
 
 /// The command was carried out.
@@ -73,6 +73,8 @@ pub enum Change {
     QueuePairs(u16),
     /// Receive-side scaling, and with it how many queue pairs are in use.
     Scaling,
+    /// What is hashed for reports, and that the device chooses between queue pairs.
+    Hashing,
     /// What the driver may be handed unfinished.
     GuestOffloads(Offloads),
     /// How long interrupts of some queues may wait.
@@ -119,8 +121,8 @@ pub struct DriverState {
     mac: MacAddress,
     mac_write: MacWrite,
     queue_pairs: u16,
-    /// How packets are spread over them, if not as the device likes.
-    rss: Option<Arc<Rss>>,
+    /// How packets are hashed, if they are.
+    hashing: Option<Arc<Hashing>>,
     guest_offloads: Offloads,
     /// By virtqueue index.
     coalescing: Vec<Coalescing>,
@@ -139,7 +141,7 @@ impl DriverState {
             mac: config.mac,
             mac_write: MacWrite::over(config.mac),
             queue_pairs: 1,
-            rss: None,
+            hashing: None,
             guest_offloads: Offloads::NONE,
             coalescing: vec![Coalescing::NONE; 2 * usize::from(config.queue_pairs)],
             announce: false,
@@ -147,8 +149,9 @@ impl DriverState {
     }
 
     /// A driver has accepted these features: everything is as after a device reset, with one queue
-    /// pair (5.1.6.5.6.2) and no scaling, the permanent MAC address, empty tables (5.1.6.5.2.1), all offloads
-    /// that were negotiated (5.1.6.5.8.1) and no wishes for interrupts (5.1.6.5.9).
+    /// pair (5.1.6.5.6.2), no scaling and no hashes (5.1.6.5.6.4), the permanent MAC address, empty tables
+    /// (5.1.6.5.2.1), all offloads that were negotiated (5.1.6.5.8.1) and no wishes for interrupts
+    /// (5.1.6.5.9).
     pub fn reset(&mut self, acked: Features) {
         let features = acked.effective();
         *self = DriverState {
@@ -159,7 +162,7 @@ impl DriverState {
             mac: self.permanent_mac,
             mac_write: MacWrite::over(self.permanent_mac),
             queue_pairs: 1,
-            rss: None,
+            hashing: None,
             guest_offloads: features.receive_offloads(),
             coalescing: vec![Coalescing::NONE; self.coalescing.len()],
             announce: false,
@@ -266,6 +269,7 @@ impl DriverState {
             (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) => self.announced(data),
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => self.set_queue_pairs(data),
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_RSS_CONFIG) => self.set_rss(data),
+            (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_HASH_CONFIG) => self.set_hashes(data),
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
                 self.set_guest_offloads(data)
             }
@@ -361,7 +365,7 @@ impl DriverState {
             return Err(Refused);
         }
         self.queue_pairs = pairs;
-        self.rss = None;
+        self.steer_automatically();
         Ok(Some(Change::QueuePairs(pairs)))
     }
 

@@ -2,6 +2,7 @@
 //! Feature bits: what the NIC offers, and what a driver's choice means (VIRTIO 1.3, 2.2, 5.1.3, 6).
 
 use super::NicConfig;
+use super::header::{HASHLESS_HEADER, LONGEST_HEADER};
 use super::offload::Offloads;
 
 /// Defines each bit as a constant and all of them as a table of names.
@@ -232,6 +233,9 @@ impl Features {
         if config.queue_pairs > 1 && config.rss {
             set |= bits([VIRTIO_NET_F_RSS]);
         }
+        if config.hash_report {
+            set |= bits([VIRTIO_NET_F_HASH_REPORT]);
+        }
         if config.packed {
             set |= bits([VIRTIO_F_RING_PACKED]);
         }
@@ -277,16 +281,18 @@ impl Features {
     }
 
     /// The set as it is offered where the frontend keeps the control queue to itself and would
-    /// promise a driver there what only we could do: receive-side scaling.
+    /// promise a driver there what only we could do: receive-side scaling, and to report hashes.
     pub fn without_control_queue(self) -> Features {
-        Features(self.0 & !bits([VIRTIO_NET_F_RSS]))
+        Features(self.0 & !bits([VIRTIO_NET_F_RSS, VIRTIO_NET_F_HASH_REPORT]))
     }
 
-    /// Octets of the virtio-net header: a legacy driver has `num_buffers` in it only with
-    /// mergeable buffers (5.1.6.1).
+    /// Octets of the virtio-net header, which ends with the hash if that is reported. A legacy driver,
+    /// who cannot see that bit, has `num_buffers` in it only with mergeable buffers (5.1.6.1).
     pub fn header_len(self) -> usize {
-        if self.has(VIRTIO_F_VERSION_1) || self.has(VIRTIO_NET_F_MRG_RXBUF) {
-            12
+        if self.has(VIRTIO_NET_F_HASH_REPORT) {
+            LONGEST_HEADER
+        } else if self.has(VIRTIO_F_VERSION_1) || self.has(VIRTIO_NET_F_MRG_RXBUF) {
+            HASHLESS_HEADER
         } else {
             10
         }
@@ -345,6 +351,7 @@ mod tests {
             queue_pairs,
             packed: false,
             rss: true,
+            hash_report: false,
             offloads,
             uplink: "loopback".into(),
         }
@@ -375,7 +382,6 @@ mod tests {
         let without = config(1, Offloads::NONE);
         let with = NicConfig {
             packed: true,
-            rss: true,
             ..without.clone()
         };
         assert!(Features::offered(&with).has(VIRTIO_F_RING_PACKED));
@@ -405,6 +411,21 @@ mod tests {
     }
 
     #[test]
+    fn hashes_are_reported_with_any_number_of_pairs_where_the_control_queue_is_ours() {
+        for pairs in [1, 2] {
+            let without = config(pairs, Offloads::NONE);
+            let with = NicConfig {
+                hash_report: true,
+                ..without.clone()
+            };
+            let bit = |features: Features| features.has(VIRTIO_NET_F_HASH_REPORT);
+            assert!(!bit(Features::offered(&without)));
+            let offered = Features::offered(&with);
+            assert!(bit(offered) && !bit(offered.without_control_queue()));
+        }
+    }
+
+    #[test]
     fn udp_segmentation_is_taken_only_for_both_versions_of_ip() {
         let offered = Features::offered(&config(1, Offloads::CSUM | Offloads::USO4));
         assert!(offered.has(VIRTIO_NET_F_GUEST_USO4));
@@ -419,10 +440,13 @@ mod tests {
     }
 
     #[test]
-    fn header_length_is_short_only_for_a_legacy_driver_without_mergeable_buffers() {
+    fn header_length_is_short_for_legacy_drivers_without_mergeable_buffers_and_long_with_hashes() {
         assert_eq!(Features(0).header_len(), 10);
         assert_eq!(Features(bits([VIRTIO_NET_F_MRG_RXBUF])).header_len(), 12);
         assert_eq!(Features(bits([VIRTIO_F_VERSION_1])).header_len(), 12);
+        let hashes = bits([VIRTIO_F_VERSION_1, VIRTIO_NET_F_HASH_REPORT]);
+        assert_eq!(Features(hashes).header_len(), 20);
+        assert_eq!(Features(hashes).without_control_queue().header_len(), 12);
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub const VIRTIO_NET_HASH_TYPE_TCPV6: u32 = 1 << 4;
 /// Addresses and ports of UDP over IPv6.
 pub const VIRTIO_NET_HASH_TYPE_UDPV6: u32 = 1 << 5;
 
+/// `hash_report`: there is no hash. A type's number is that of its bit, counted from one (5.1.6.4.4).
+pub const VIRTIO_NET_HASH_REPORT_NONE: u16 = 0;
+
 /// All that the NIC can (5.1.4, `supported_hash_types`).
 pub const SUPPORTED_HASH_TYPES: u32 = VIRTIO_NET_HASH_TYPE_IPV4
     | VIRTIO_NET_HASH_TYPE_TCPV4
@@ -61,6 +64,17 @@ pub struct FlowHash {
     pub hash_type: u32,
 }
 
+impl FlowHash {
+    /// `VIRTIO_NET_HASH_REPORT_*`: how a received packet's header says what was hashed.
+    pub fn report(self) -> u16 {
+        match self.hash_type {
+            0 => VIRTIO_NET_HASH_REPORT_NONE,
+            // At most 32.
+            one => one.trailing_zeros() as u16 + 1,
+        }
+    }
+}
+
 /// What of a frame can be hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Flow<'a> {
@@ -81,7 +95,13 @@ impl FlowHasher {
         }
     }
 
-    /// The hash of the frame that starts so; none if it is of no type that is wanted.
+    /// Whether there is any type that it hashes.
+    pub fn is_of_use(&self) -> bool {
+        self.types != 0
+    }
+
+    /// The hash of the frame that starts so, of which [`HEADERS`] octets tell all; none if it is of no
+    /// type that is wanted.
     pub fn hash(&self, frame_start: &[u8]) -> Option<FlowHash> {
         if self.types == 0 {
             return None;

@@ -7,7 +7,14 @@
 
 use std::fmt;
 
+use super::flow_hash::{FlowHash, VIRTIO_NET_HASH_REPORT_NONE};
 use super::offload::Offloads;
+
+/// Octets of the longest header, that with a hash. In our own memory packets have this one; the
+/// others are its first 10 or 12 octets.
+pub const LONGEST_HEADER: usize = 20;
+/// Octets of the header of VIRTIO 1 without a hash. Where it is longer, the hash begins here.
+pub const HASHLESS_HEADER: usize = 12;
 
 /// `flags`: the packet's checksum is to be completed.
 pub const VIRTIO_NET_HDR_F_NEEDS_CSUM: u8 = 1;
@@ -51,6 +58,10 @@ pub struct VirtioNetHdr {
     pub csum_offset: u16,
     /// Buffers that a received packet fills; not there in the short legacy form.
     pub num_buffers: u16,
+    /// The hash of a received packet; there with `VIRTIO_NET_F_HASH_REPORT` only, as is the next.
+    pub hash_value: u32,
+    /// `VIRTIO_NET_HASH_REPORT_*`: what was hashed.
+    pub hash_report: u16,
 }
 
 /// Why a header cannot be trusted. All of these count as `DropReason::BadHeader`.
@@ -92,11 +103,13 @@ impl fmt::Display for HeaderError {
 impl std::error::Error for HeaderError {}
 
 impl VirtioNetHdr {
-    /// Reads a header of 10 or 12 octets ([`super::features::Features::header_len`]), for which
-    /// `bytes` is cut to length; `None` if it is too short for either.
+    /// Reads a header of 10, 12 or 20 octets ([`super::features::Features::header_len`]), for which
+    /// `bytes` is cut to length; `None` if it is too short for any.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, rest) = bytes.split_first_chunk::<10>()?;
         let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] = *head;
+        let hash = bytes.get(HASHLESS_HEADER..).unwrap_or_default();
+        let [v0, v1, v2, v3, r0, r1] = hash.first_chunk().copied().unwrap_or_default();
         Some(VirtioNetHdr {
             flags,
             gso_type,
@@ -107,30 +120,48 @@ impl VirtioNetHdr {
             num_buffers: rest
                 .first_chunk()
                 .map_or(0, |bytes| u16::from_le_bytes(*bytes)),
+            hash_value: u32::from_le_bytes([v0, v1, v2, v3]),
+            hash_report: u16::from_le_bytes([r0, r1]),
         })
     }
 
-    /// The header as it lies in memory. The short legacy form is its first 10 octets.
-    pub fn encode(&self) -> [u8; 12] {
+    /// The header as it lies in memory. Those without a hash are its first 12 octets, or 10 in the
+    /// short legacy form.
+    pub fn encode(&self) -> [u8; LONGEST_HEADER] {
         let [h0, h1] = self.hdr_len.to_le_bytes();
         let [g0, g1] = self.gso_size.to_le_bytes();
         let [s0, s1] = self.csum_start.to_le_bytes();
         let [o0, o1] = self.csum_offset.to_le_bytes();
         let [n0, n1] = self.num_buffers.to_le_bytes();
-        [
+        let [v0, v1, v2, v3] = self.hash_value.to_le_bytes();
+        let [r0, r1] = self.hash_report.to_le_bytes();
+        #[rustfmt::skip]
+        let octets = [
             self.flags,
             self.gso_type,
-            h0,
-            h1,
-            g0,
-            g1,
-            s0,
-            s1,
-            o0,
-            o1,
-            n0,
-            n1,
-        ]
+            h0, h1,
+            g0, g1,
+            s0, s1,
+            o0, o1,
+            n0, n1,
+            v0, v1, v2, v3,
+            r0, r1,
+            0, 0, // padding_reserved
+        ];
+        octets
+    }
+
+    /// The same with this hash, or with the word that there is none (5.1.6.4.4).
+    pub fn with_hash(self, hash: Option<FlowHash>) -> Self {
+        let (hash_value, hash_report) = match hash {
+            Some(hash) => (hash.value, hash.report()),
+            None => (0, VIRTIO_NET_HASH_REPORT_NONE),
+        };
+        VirtioNetHdr {
+            hash_value,
+            hash_report,
+            ..self
+        }
     }
 
     /// Whether the checksum is to be completed.

@@ -19,6 +19,7 @@ pub mod events;
 pub mod features;
 pub mod filter;
 pub mod flow_hash;
+pub mod hashing;
 pub mod header;
 pub mod offload;
 pub mod rss;
@@ -114,6 +115,8 @@ pub struct NicConfig {
     pub packed: bool,
     /// Receive-side scaling is offered, if there is more than one pair (5.1.6.5.7).
     pub rss: bool,
+    /// To report the hash of received packets is offered (5.1.6.4.4).
+    pub hash_report: bool,
     /// Offloads that the uplink can honour, both ways.
     pub offloads: Offloads,
     /// What the uplink is, for people: `tap:fer0`.

@@ -197,8 +197,8 @@ impl Out {
         match &port.end {
             End::Guest(guest) => {
                 let number = || self.queue.unwrap_or_else(|| incoming.flow());
-                let wanted = guest.wanted_at(|| incoming.start());
-                let Some((queue, inlet)) = wanted.or_else(|| guest.inlet(number)) else {
+                let wish = guest.wish(|| incoming.start());
+                let Some((queue, inlet)) = wish.inlet.or_else(|| guest.inlet(number)) else {
                     return;
                 };
                 self.open(port.index, queue, inlet);
@@ -207,7 +207,11 @@ impl Out {
                 };
                 let offloads = open.delivery.offloads();
                 let emitted = incoming.emit(vlan, form, offloads, &mut self.workshop, |frame| {
-                    open.delivery.put(frame);
+                    // All segments are of one flow.
+                    match wish.hash {
+                        Some(hash) => open.delivery.put(&frame.with_hash(hash)),
+                        None => open.delivery.put(frame),
+                    }
                     open.packets += 1;
                     open.octets += frame.frame_len();
                 });

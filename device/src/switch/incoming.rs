@@ -11,9 +11,9 @@ use crate::datapath::Frame;
 use crate::nic::counters::DropReason;
 use crate::nic::flow_hash::HEADERS;
 use crate::nic::header::{
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
-    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VirtioNetHdr,
-    complete_checksum,
+    LONGEST_HEADER, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6, VirtioNetHdr, complete_checksum,
 };
 use crate::nic::offload::Offloads;
 use crate::nic::segment::{is_ipv6, segment};
@@ -30,9 +30,6 @@ const TAG: usize = 4;
 const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0];
 /// Bits of a tag that are not the VLAN's number: priority and drop eligibility.
 const PRIORITY: u16 = 0xf000;
-/// Octets of the largest virtio-net header.
-const HEADER: usize = 12;
-
 /// A frame that has come in. Offsets in `header` are those that it has without a tag.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Incoming<'a> {
@@ -80,8 +77,11 @@ impl<'a> Incoming<'a> {
         header_len: usize,
         from_guest: bool,
     ) -> Result<Self, DropReason> {
-        let mut octets = [0; HEADER + ETHERNET + TAG];
-        let there = packet.copy_to(0, &mut octets);
+        let mut octets = [0; LONGEST_HEADER + ETHERNET + TAG];
+        let octets = octets
+            .get_mut(..header_len + ETHERNET + TAG)
+            .ok_or(DropReason::BadHeader)?;
+        let there = packet.copy_to(0, octets);
         let octets = octets.get(..there).unwrap_or_default();
         let (head, start) = octets
             .split_at_checked(header_len)

@@ -8,8 +8,8 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::datapath::Inlet;
 use crate::nic::Nic;
-use crate::nic::flow_hash::HEADERS;
-use crate::nic::rss::Rss;
+use crate::nic::flow_hash::{FlowHash, HEADERS};
+use crate::nic::hashing::Hashing;
 
 use super::table::PortIndex;
 use super::uplink_port::Egress;
@@ -48,10 +48,19 @@ pub(super) struct Guest {
     pub inlets: OnceLock<Vec<Arc<Inlet>>>,
     /// Those that receive, a bit each.
     active: AtomicU32,
-    /// How the guest wants packets spread over them, if not as the switch likes.
-    rss: RwLock<Option<Arc<Rss>>>,
+    /// How the guest wants packets hashed, and perhaps spread over them, if not as the switch likes.
+    hashing: RwLock<Option<Arc<Hashing>>>,
     /// It does; without it there is no lock to take.
-    scaled: AtomicBool,
+    hashes: AtomicBool,
+}
+
+/// What a guest wants done with a frame.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wish<'a> {
+    /// The inlet that it is for, and that inlet's number; none if that is left to the switch.
+    pub inlet: Option<(usize, &'a Arc<Inlet>)>,
+    /// What is to be reported with it.
+    pub hash: Option<FlowHash>,
 }
 
 impl Guest {
@@ -65,23 +74,31 @@ impl Guest {
         }
     }
 
-    /// Notes how the guest wants packets spread.
-    pub fn scale(&self, rss: Option<&Arc<Rss>>) {
-        let mut own = self.rss.write();
-        *own = rss.cloned();
-        self.scaled.store(own.is_some(), Ordering::Relaxed);
+    /// Notes how the guest wants packets hashed and spread.
+    pub fn set_hashing(&self, hashing: Option<&Arc<Hashing>>) {
+        let mut own = self.hashing.write();
+        *own = hashing.cloned();
+        self.hashes.store(own.is_some(), Ordering::Relaxed);
     }
 
-    /// The inlet at which the guest wants the frame that starts so, and that inlet's number; none if
-    /// it leaves that to the switch.
-    pub fn wanted_at(&self, start: impl FnOnce() -> FrameStart) -> Option<(usize, &Arc<Inlet>)> {
-        if !self.scaled.load(Ordering::Relaxed) {
-            return None;
+    /// What the guest wants done with the frame that starts so.
+    pub fn wish(&self, start: impl FnOnce() -> FrameStart) -> Wish<'_> {
+        if !self.hashes.load(Ordering::Relaxed) {
+            return Wish::default();
         }
         let (octets, len) = start();
-        let queue = self.rss.read().as_ref()?.queue(octets.get(..len)?);
-        // A queue that does not receive loses the packet, and counts it.
-        self.inlets.get()?.get(queue).map(|inlet| (queue, inlet))
+        let (queue, hash) = match self.hashing.read().as_deref() {
+            Some(hashing) => {
+                let hash = hashing.hash(octets.get(..len).unwrap_or_default());
+                (hashing.queue(hash), hash)
+            }
+            None => (None, None),
+        };
+        let inlet = queue.and_then(|queue| {
+            // A queue that does not receive loses the packet, and counts it.
+            self.inlets.get()?.get(queue).map(|inlet| (queue, inlet))
+        });
+        Wish { inlet, hash }
     }
 
     /// The inlet for a packet of the flow, or from the queue, of this number, and that inlet's

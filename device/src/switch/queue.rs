@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::nic::hashing::Hashing;
+use crate::nic::header::HASHLESS_HEADER;
 use crate::nic::offload::Offloads;
-use crate::nic::rss::Rss;
 use crate::ring::pieces::{Pieces, PiecesMut};
 use crate::uplink::{Negotiated, Received, Sent, Uplink, UplinkQueue};
 
@@ -31,7 +32,7 @@ impl SwitchUplink {
         SwitchUplink {
             switch,
             port,
-            header_len: Arc::new(AtomicUsize::new(12)),
+            header_len: Arc::new(AtomicUsize::new(HASHLESS_HEADER)),
             taken: false,
         }
     }
@@ -66,9 +67,9 @@ impl Uplink for SwitchUplink {
         Ok(())
     }
 
-    fn scale(&self, rss: Option<&Arc<Rss>>) {
+    fn set_hashing(&self, hashing: Option<&Arc<Hashing>>) {
         if let End::Guest(guest) = &self.port.end {
-            guest.scale(rss);
+            guest.set_hashing(hashing);
         }
     }
 

@@ -24,6 +24,7 @@ use crate::datapath::inlet::{MOST_OCTETS, MOST_PACKETS};
 use crate::datapath::wait_set::{Sleep, WaitSet};
 use crate::nic::Nic;
 use crate::nic::counters::{DropReason, QueueCounters};
+use crate::nic::header::HASHLESS_HEADER;
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{Pieces, PiecesMut};
 use crate::uplink::packet_queue::PacketQueue;
@@ -36,7 +37,7 @@ use super::vlan::{Form, VlanId, VlanMode};
 use super::{Switch, UPLINK, UPLINK_NAME};
 
 /// Octets of the virtio-net header that the uplink's packets have.
-const HEADER: usize = 12;
+const HEADER: usize = HASHLESS_HEADER;
 /// Packets that come in before packets that wait to go out get their turn.
 const BUDGET: usize = 64;
 /// The token of the uplink's events.
@@ -83,7 +84,7 @@ impl Egress {
             Sent::Done => count(counters, frame.frame_len()),
             Sent::Dropped(reason) => counters.drops.add(reason),
             Sent::Busy => {
-                if !frame.keep_in(&mut self.waiting) {
+                if !frame.keep_in::<HEADER>(&mut self.waiting) {
                     counters.drops.add(DropReason::UplinkFull);
                 }
             }

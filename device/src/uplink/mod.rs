@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::nic::counters::DropReason;
+use crate::nic::hashing::Hashing;
+use crate::nic::header::LONGEST_HEADER;
 use crate::nic::offload::Offloads;
-use crate::nic::rss::Rss;
 use crate::ring::pieces::{Pieces, PiecesMut};
 
 pub mod loopback;
@@ -24,10 +25,10 @@ pub mod user;
 
 pub use spec::{BadUplinkSpec, OnCarrier, OpenOptions, UplinkError, UplinkSpec, open};
 
-/// Octets of the largest packet an uplink hands over: virtio-net header, Ethernet header with one
+/// Octets of the largest packet an uplink hands over: the longest virtio-net header, Ethernet header with one
 /// VLAN tag, 65536 octets that the kernel may put together, and one to spare, so that a packet
 /// never fills the room to the last octet and one that was cut is told from one that fits.
-pub const MAX_PACKET: usize = 12 + 18 + 65536 + 1;
+pub const MAX_PACKET: usize = LONGEST_HEADER + 18 + 65536 + 1;
 
 /// Octets of an Ethernet header: nothing shorter is a frame.
 const ETHERNET_HEADER: usize = 14;
@@ -57,7 +58,9 @@ pub enum Received {
 /// What driver and device have agreed on, as far as it concerns the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiated {
-    /// Octets of the virtio-net header: 10 or 12 (5.1.6.1).
+    /// Octets of the virtio-net header: 10, 12 or 20 (5.1.6.1). The hash that the longest ends with is
+    /// not the uplink's business: it takes no notice of what the driver has there, and what it puts there
+    /// itself is written over.
     pub header_len: usize,
     /// Offloads that the driver accepts on packets it receives.
     pub receive: Offloads,
@@ -113,11 +116,11 @@ pub trait Uplink: Send + Sync + Debug {
     /// and whenever it changes its mind.
     fn negotiate(&self, negotiated: Negotiated) -> io::Result<()>;
 
-    /// Takes note of how the driver wants packets spread over its queues. It is of concern only to
-    /// an uplink that puts packets in itself ([`UplinkQueue::pushes`]); for others the data path
-    /// takes each packet where it belongs.
-    fn scale(&self, rss: Option<&Arc<Rss>>) {
-        let _ = rss;
+    /// Takes note of how the driver wants packets hashed, and perhaps spread over its queues. It is of
+    /// concern only to an uplink that puts packets in itself ([`UplinkQueue::pushes`]); for others the
+    /// data path hashes each packet and takes it where it belongs.
+    fn set_hashing(&self, hashing: Option<&Arc<Hashing>>) {
+        let _ = hashing;
     }
 
     /// Shows the far side whether our cable is in.

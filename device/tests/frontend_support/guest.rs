@@ -16,7 +16,7 @@ pub const MEMORY: u64 = 0x80_0000;
 /// Where the frontend has it in its own address space.
 pub const USER: u64 = 0x7000_0000_0000;
 pub const RING_SIZE: u16 = 64;
-/// Octets of the virtio-net header.
+/// Octets of the usual virtio-net header.
 pub const HEADER: usize = 12;
 const BUFFER: u64 = 2048;
 
@@ -227,6 +227,8 @@ impl Ring {
 pub struct Driver {
     pub guest: Arc<Guest>,
     pub rings: Vec<Ring>,
+    /// Octets of the virtio-net header.
+    pub header_len: usize,
 }
 
 impl Driver {
@@ -234,7 +236,11 @@ impl Driver {
     pub fn new(rings: u32, pairs: u32) -> Self {
         let guest = Guest::new();
         let rings = (0..rings).map(|i| Ring::new(&guest, i)).collect();
-        let mut driver = Driver { guest, rings };
+        let mut driver = Driver {
+            guest,
+            rings,
+            header_len: HEADER,
+        };
         driver.fill(pairs);
         driver
     }
@@ -249,7 +255,7 @@ impl Driver {
     }
 
     pub fn send(&mut self, pair: usize, frame: &[u8]) {
-        let packet = [&[0; HEADER], frame].concat();
+        let packet = [&vec![0; self.header_len], frame].concat();
         self.rings[2 * pair + 1].offer(Some(&packet));
     }
 
@@ -258,7 +264,7 @@ impl Driver {
         let ring = &mut self.rings[2 * pair];
         let packet = ring.wait();
         ring.offer(None);
-        packet[HEADER..].to_vec()
+        packet[self.header_len..].to_vec()
     }
 }
 

@@ -4,8 +4,9 @@
 use crate::datapath::RingSetup;
 use crate::nic::control::{VIRTIO_NET_ERR, VIRTIO_NET_OK};
 use crate::nic::features::{
-    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ,
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MQ, VIRTIO_NET_F_VQ_NOTF_COAL,
+    Features, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HASH_REPORT, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 use crate::nic::offload::Offloads;
 use crate::ring::driver::{Desc, NEXT, WRITE};
@@ -99,6 +100,10 @@ fn offloads_reach_the_uplink() {
     let last = |rig: &Rig| rig.told.negotiated.lock().last().copied().unwrap();
     assert_eq!(last(&rig).receive, Offloads::CSUM | Offloads::TSO4);
     assert_eq!(last(&rig).header_len, 12);
+    let longer = Features(make().features | bits(&[VIRTIO_NET_F_HASH_REPORT]));
+    rig.dataplane.negotiate(longer);
+    assert_eq!(last(&rig).header_len, 20);
+    rig.dataplane.negotiate(Features(make().features));
     let set = |wanted: u64| [&[5, 0][..], &wanted.to_le_bytes()].concat();
     let checksum = set(bits(&[VIRTIO_NET_F_GUEST_CSUM]));
     assert_eq!(command(&rig, &mut control, &checksum, &[2]), [0]);

@@ -8,6 +8,7 @@ pub(crate) mod cable;
 mod coalescing;
 mod control;
 pub(crate) mod guest;
+pub(crate) mod hash_report;
 mod interrupts;
 mod polling;
 mod program;

@@ -6,13 +6,20 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::nic::features::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED};
+use crate::nic::control::VIRTIO_NET_OK;
+use crate::nic::features::{
+    Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_HASH_REPORT,
+};
+use crate::nic::flow_hash::SUPPORTED_HASH_TYPES;
 use crate::ring::memory::MemoryMap;
 use crate::ring::packed::BEGINNING;
 use crate::ring::virtqueue::Start;
 
 use super::guest::{Guest, packet, packets};
+use super::hash_report::{KEY, lengthened, of_udp};
 use super::rig::{Make, Rig};
+use super::scaling::{hashes, of_flow};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -64,6 +71,8 @@ struct Run {
     rig: Rig,
     packed: bool,
     in_order: bool,
+    /// Headers are longer, and hashes in them.
+    reports: bool,
     arrived: Vec<Vec<u8>>,
     received: Vec<Vec<u8>>,
     offered: Vec<Vec<u8>>,
@@ -79,8 +88,16 @@ fn in_order(some: &[Vec<u8>], all: &[Vec<u8>]) -> bool {
 
 impl Run {
     fn new(make: Make) -> Self {
+        let rig = make.rig();
+        let reports = Features(make.features).has(VIRTIO_NET_F_HASH_REPORT);
+        if reports {
+            let command = hashes(SUPPORTED_HASH_TYPES, &KEY);
+            let outcome = rig.dataplane.agreement.command(&command);
+            assert_eq!(outcome.ack, VIRTIO_NET_OK);
+        }
         Run {
-            rig: make.rig(),
+            rig,
+            reports,
             packed: Features(make.features).has(VIRTIO_F_RING_PACKED),
             in_order: Features(make.features).has(VIRTIO_F_IN_ORDER),
             arrived: Vec::new(),
@@ -97,6 +114,8 @@ impl Run {
                 for _ in 0..count {
                     if self.rig.rx.free() >= lens.len() {
                         self.rig.rx.offer_room(&lens);
+                        let too_small = self.reports && lens.iter().sum::<usize>() < 20;
+                        self.bad += u64::from(too_small);
                     }
                 }
             }
@@ -108,16 +127,27 @@ impl Run {
             }
             Step::Arrive(len, count) => {
                 for _ in 0..count {
-                    let packet = packet(self.arrived.len() as u32, len);
-                    self.rig.cable().arrive(packet.clone());
-                    self.arrived.push(packet);
+                    let number = self.arrived.len() as u32;
+                    let (arriving, expected) = if self.reports {
+                        let packet = of_flow(number as u16 % 7, number, len);
+                        let hash = of_udp(&KEY, &packet);
+                        (lengthened(&packet, [0xee; 8]), lengthened(&packet, hash))
+                    } else {
+                        let packet = packet(number, len);
+                        (packet.clone(), packet)
+                    };
+                    self.rig.cable().arrive(arriving);
+                    self.arrived.push(expected);
                 }
             }
             Step::Send(len, cuts) => {
                 // Room for the cuts, and the rest in buffers that hold it.
                 let cuts = [cuts, vec![4000; 3]].concat();
                 if self.rig.tx.free() > cuts.len() {
-                    let packet = packet(self.offered.len() as u32, len);
+                    let mut packet = packet(self.offered.len() as u32, len);
+                    if self.reports {
+                        packet = lengthened(&packet, [0xee; 8]);
+                    }
                     self.rig.tx.send(&packet, &cuts);
                     self.offered.push(packet);
                 }
@@ -226,6 +256,7 @@ proptest! {
         silent in any::<bool>(),
         packed in any::<bool>(),
         in_order in any::<bool>(),
+        reports in any::<bool>(),
     ) {
         let mut make = if mergeable { Make::mergeable() } else { Make::default() };
         if packed {
@@ -233,6 +264,9 @@ proptest! {
         }
         if in_order {
             make = make.in_order();
+        }
+        if reports {
+            make = make.with(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_HASH_REPORT]);
         }
         if !event_idx {
             make = make.without(&[VIRTIO_F_EVENT_IDX]);

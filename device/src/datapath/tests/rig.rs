@@ -91,6 +91,7 @@ impl Make {
             queue_pairs: self.pairs,
             packed: true,
             rss: true,
+            hash_report: true,
             offloads: Offloads::ALL,
             uplink: "cable".into(),
         }))

@@ -13,6 +13,7 @@ use crate::nic::features::{
     Features, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_RSS,
 };
 use crate::nic::flow_hash::{FlowHasher, SUPPORTED_HASH_TYPES, VIRTIO_NET_HASH_TYPE_IPV4};
+use crate::nic::hashing::Hashing;
 use crate::nic::rss::Rss;
 use crate::ring::driver::memory;
 
@@ -34,6 +35,12 @@ pub fn rss(table: &[u16], unclassified: u16, max_tx: u16) -> Vec<u8> {
     command.push(KEY.len() as u8);
     command.extend(KEY);
     command
+}
+
+/// `VIRTIO_NET_CTRL_MQ_HASH_CONFIG`.
+pub fn hashes(types: u32, key: &[u8]) -> Vec<u8> {
+    let types = types.to_le_bytes();
+    [&[4, 2], &types[..], &[0; 8], &[key.len() as u8], key].concat()
 }
 
 /// A packet of `len` octets of the flow from this UDP port, unlike one of another number.
@@ -152,12 +159,13 @@ fn flows_are_spread_as_the_hash_says_and_keep_their_order() {
     let mut bed = Bed::new(make().size(256), &table);
     bed.offer(200, 1000);
     let hasher = FlowHasher::new(SUPPORTED_HASH_TYPES, &KEY);
-    let rss = Rss::new(hasher, table.into(), 0).unwrap();
+    let hashing = Hashing::new(hasher, Rss::new(table.into(), 0));
     let mut expected = [Vec::new(), Vec::new()];
     for number in 0..200u32 {
         let packet = of_flow((number % 23) as u16, number, 60 + number as usize);
         bed.rig.cables[number as usize % 23 % 2].arrive(packet.clone());
-        expected[rss.queue(&packet[12..])].push(packet);
+        let queue = hashing.queue(hashing.hash(&packet[12..])).unwrap();
+        expected[queue].push(packet);
     }
     let mut received = bed.received();
     assert!(expected.iter().all(|packets| packets.len() > 50));

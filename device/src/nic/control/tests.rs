@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 use super::*;
-use crate::datapath::tests::scaling::rss;
+use crate::datapath::tests::scaling::{hashes, rss};
 use crate::nic::counters::DropReason;
 use crate::nic::features::{
     VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_DEVICE_STATS, VIRTIO_NET_F_GUEST_CSUM,
-    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_NOTF_COAL,
-    VIRTIO_NET_F_RSS, VIRTIO_NET_F_VQ_NOTF_COAL,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HASH_REPORT, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_NOTF_COAL, VIRTIO_NET_F_RSS, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
+use crate::nic::rss::Rss;
 use proptest::prelude::*;
+
+mod hashing;
 
 const OTHER: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
 const GROUP: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -21,6 +24,7 @@ fn config() -> NicConfig {
         queue_pairs: 4,
         packed: true,
         rss: true,
+        hash_report: true,
         offloads: Offloads::ALL,
         uplink: "loopback".into(),
     }
@@ -106,6 +110,10 @@ const ERR: Outcome = Outcome {
     change: None,
 };
 
+fn scaling(state: &DriverState) -> Option<&Rss> {
+    state.hashing()?.rss()
+}
+
 fn wants(state: &DriverState, destination: [u8; 6]) -> bool {
     let frame = [&destination[..], &[2, 0, 0, 0, 0, 1, 8, 0, 0x45]].concat();
     state.filter().accepts(&frame)
@@ -141,6 +149,7 @@ fn good_commands() -> Vec<(Vec<u8>, u32)> {
         ),
         (vec![6, 3, 3, 0, 0, 0], VIRTIO_NET_F_VQ_NOTF_COAL),
         (rss(&[3, 0, 1, 2], 1, 2), VIRTIO_NET_F_RSS),
+        (hashes(0x3f, &[7; 40]), VIRTIO_NET_F_HASH_REPORT),
         (vec![8, 0], VIRTIO_NET_F_DEVICE_STATS),
         (statistics(&[(0, 1)]), VIRTIO_NET_F_DEVICE_STATS),
     ];
@@ -180,12 +189,13 @@ fn a_command_of_the_wrong_length_is_refused() {
         }
         let long = [&command[..], &[0]].concat();
         let mut state = without(&[]);
-        // Linux pads this one.
-        if command.starts_with(&[4, 1]) {
-            assert_eq!(state.obey(&long), ok(Change::Scaling));
-        } else {
-            assert_eq!(state.obey(&long), ERR, "{command:?}");
-        }
+        let expected = match command[..2] {
+            // Linux pads these.
+            [4, 1] => ok(Change::Scaling),
+            [4, 2] => ok(Change::Hashing),
+            _ => ERR,
+        };
+        assert_eq!(state.obey(&long), expected, "{command:?}");
     }
 }
 
@@ -298,67 +308,6 @@ fn queue_pairs_are_one_to_the_most_there_are() {
     assert_eq!(state.queue_pairs(), 4);
     state.reset(Features::offered(&config()));
     assert_eq!(state.queue_pairs(), 1);
-}
-
-#[test]
-fn scaling_takes_the_place_of_pairs_and_the_other_way_round() {
-    let mut state = without(&[]);
-    assert!(state.rss().is_none());
-    // The highest of the table, of the queue beside it, and of the transmit queues.
-    for (command, pairs) in [
-        (rss(&[0, 2], 0, 1), 3),
-        (rss(&[0, 1], 3, 1), 4),
-        (rss(&[0; 128], 0, 2), 2),
-    ] {
-        assert_eq!(state.obey(&command), ok(Change::Scaling));
-        assert_eq!(state.queue_pairs(), pairs);
-    }
-    let before = state.rss().cloned();
-    for bad in [
-        rss(&[4], 0, 1),
-        rss(&[0], 4, 1),
-        rss(&[0x8000], 0, 1),
-        rss(&[0], 0, 0),
-        rss(&[0], 0, 5),
-        rss(&[0; 3], 0, 1),
-        rss(&[0; 256], 0, 1),
-    ] {
-        assert_eq!(state.obey(&bad), ERR, "{bad:?}");
-    }
-    assert_eq!((state.rss(), state.queue_pairs()), (before.as_ref(), 2));
-    assert_eq!(state.obey(&[4, 0, 3, 0]), ok(Change::QueuePairs(3)));
-    assert!(state.rss().is_none());
-    assert_eq!(state.obey(&rss(&[0], 0, 1)), ok(Change::Scaling));
-    state.reset(Features::offered(&config()));
-    assert!(state.rss().is_none());
-}
-
-#[test]
-fn hashes_are_of_types_and_with_a_key_that_the_device_can_have() {
-    let mut state = without(&[]);
-    let good = rss(&[0], 0, 1);
-    let key = good.len() - 41;
-    let with = |types: u32, key_len: u8| {
-        let mut command = good.clone();
-        command[2..6].copy_from_slice(&types.to_le_bytes());
-        command.truncate(key);
-        command.push(key_len);
-        command.resize(key + 1 + usize::from(key_len), 0x11);
-        command
-    };
-    // A driver that wants no hashes needs no key.
-    for (types, key_len) in [(0x3f, 40), (1, 1), (0, 0), (0, 40)] {
-        assert_eq!(state.obey(&with(types, key_len)), ok(Change::Scaling));
-    }
-    for (types, key_len) in [
-        (0x40, 40),
-        (0x8000_0001, 40),
-        (0x3f, 41),
-        (0, 255),
-        (0x3f, 0),
-    ] {
-        assert_eq!(state.obey(&with(types, key_len)), ERR, "{types} {key_len}");
-    }
 }
 
 #[test]
@@ -522,6 +471,8 @@ fn any_command() -> impl Strategy<Value = Vec<u8>> {
             .prop_map(|(u, m)| { tables(&vec![OTHER; u], &vec![GROUP; m])[2..].to_vec() }),
         (prop::collection::vec(0u16..5, 1..9), 0u16..5, 0u16..6)
             .prop_map(|(table, other, tx)| rss(&table, other, tx)[2..].to_vec()),
+        (0u32..0x80, 0usize..43)
+            .prop_map(|(types, key)| hashes(types, &[7; 42][..key.min(42)])[2..].to_vec()),
     ];
     (0u8..9, 0u8..7, data)
         .prop_map(|(class, command, data)| [&[class, command], &data[..]].concat())
@@ -543,9 +494,12 @@ proptest! {
             if outcome.ack == VIRTIO_NET_ERR {
                 prop_assert_eq!(format!("{:?}", &state), format!("{before:?}"));
             }
-            if let Some(rss) = state.rss() {
+            if let Some(rss) = scaling(&state) {
                 prop_assert!(rss.queues() <= state.queue_pairs());
             }
+            let hashes = [VIRTIO_NET_F_RSS, VIRTIO_NET_F_HASH_REPORT];
+            let may_hash = hashes.iter().any(|bit| state.features().has(*bit));
+            prop_assert!(state.hashing().is_none() || may_hash);
             if let Some(Change::QueuePairs(pairs)) = outcome.change {
                 prop_assert_eq!(pairs, state.queue_pairs());
             }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 use super::*;
+use crate::nic::flow_hash;
 use proptest::prelude::*;
 
 /// The checksum as RFC 1071 words it: 16-bit words in network order, carries added back at once.
@@ -86,7 +87,9 @@ fn a_checksum_outside_the_frame_is_left_alone() {
 
 #[test]
 fn fields_lie_where_the_specification_puts_them() {
-    let bytes = [1, 0x81, 54, 0, 0xb4, 5, 34, 0, 16, 0, 2, 1];
+    let bytes = [
+        1, 0x81, 54, 0, 0xb4, 5, 34, 0, 16, 0, 2, 1, 4, 3, 2, 1, 6, 5, 0, 0,
+    ];
     let header = VirtioNetHdr {
         flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
         gso_type: VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_ECN,
@@ -95,18 +98,55 @@ fn fields_lie_where_the_specification_puts_them() {
         csum_start: 34,
         csum_offset: 16,
         num_buffers: 0x102,
+        hash_value: 0x0102_0304,
+        hash_report: 0x0506,
     };
     assert_eq!(VirtioNetHdr::decode(&bytes), Some(header));
     assert_eq!(header.encode(), bytes);
-    let short = VirtioNetHdr::decode(&bytes[..10]).unwrap();
-    assert_eq!(
-        short,
-        VirtioNetHdr {
-            num_buffers: 0,
-            ..header
-        }
-    );
+    let without_hash = VirtioNetHdr {
+        hash_value: 0,
+        hash_report: 0,
+        ..header
+    };
+    // Of padding nobody takes notice, and half a hash is none.
+    let mut padded = bytes;
+    padded[18..].fill(0xff);
+    assert_eq!(VirtioNetHdr::decode(&padded), Some(header));
+    for len in 12..18 {
+        assert_eq!(VirtioNetHdr::decode(&bytes[..len]), Some(without_hash));
+    }
+    let short = VirtioNetHdr {
+        num_buffers: 0,
+        ..without_hash
+    };
+    assert_eq!(VirtioNetHdr::decode(&bytes[..10]), Some(short));
     assert_eq!(VirtioNetHdr::decode(&bytes[..9]), None);
+}
+
+#[test]
+fn a_hash_is_reported_by_the_number_of_its_type_and_takes_the_place_of_another() {
+    // 5.1.6.4.4: IPv4, TCPv4, UDPv4, IPv6, TCPv6, UDPv6.
+    let types = [
+        flow_hash::VIRTIO_NET_HASH_TYPE_IPV4,
+        flow_hash::VIRTIO_NET_HASH_TYPE_TCPV4,
+        flow_hash::VIRTIO_NET_HASH_TYPE_UDPV4,
+        flow_hash::VIRTIO_NET_HASH_TYPE_IPV6,
+        flow_hash::VIRTIO_NET_HASH_TYPE_TCPV6,
+        flow_hash::VIRTIO_NET_HASH_TYPE_UDPV6,
+    ];
+    for (report, hash_type) in (1..).zip(types) {
+        let hash = FlowHash {
+            value: 0xabcd_ef01,
+            hash_type,
+        };
+        let header = TSO4.with_hash(Some(hash));
+        assert_eq!(header.encode()[..12], TSO4.encode()[..12]);
+        assert_eq!(
+            header.encode()[12..],
+            [1, 0xef, 0xcd, 0xab, report, 0, 0, 0]
+        );
+        assert_eq!(header.with_hash(None), TSO4);
+    }
 }
 
 /// A TCP segment over IPv4 to be cut up, 3000 octets of it.
@@ -118,6 +158,8 @@ const TSO4: VirtioNetHdr = VirtioNetHdr {
     csum_start: 34,
     csum_offset: 16,
     num_buffers: 0,
+    hash_value: 0,
+    hash_report: 0,
 };
 
 #[test]
@@ -214,14 +256,18 @@ fn a_checksum_must_be_negotiated_and_inside() {
 
 proptest! {
     #[test]
-    fn decode_and_encode_agree(bytes: [u8; 12]) {
-        let header = VirtioNetHdr::decode(&bytes).unwrap();
-        prop_assert_eq!(header.encode(), bytes);
+    fn decode_and_encode_agree(bytes: [u8; LONGEST_HEADER], len in prop::sample::select(vec![10, 12, 20])) {
+        let header = VirtioNetHdr::decode(&bytes[..len]).unwrap();
+        let encoded = header.encode();
+        // Of the padding nothing is kept.
+        let same = len.min(18);
+        prop_assert_eq!(&encoded[..same], &bytes[..same]);
+        prop_assert!(encoded[same..].iter().all(|octet| *octet == 0));
     }
 
     #[test]
     fn a_header_that_is_trusted_keeps_its_checksum_inside(
-        bytes: [u8; 12],
+        bytes: [u8; LONGEST_HEADER],
         gso_type in prop::sample::select(vec![0u8, 1, 3, 4, 5, 0x80, 0x81, 0x84, 0x85]),
         csum_offset in prop::sample::select(vec![6u16, 16, 0xfffe]),
         start in 0u16..200,

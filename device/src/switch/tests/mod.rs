@@ -3,6 +3,7 @@
 //! threads.
 
 mod forwarding;
+mod hash_report;
 mod offloads;
 mod receivers;
 mod scaling;

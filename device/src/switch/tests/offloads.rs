@@ -57,9 +57,9 @@ pub fn tcp(tag: Option<u16>, number: u32, len: usize) -> Vec<u8> {
         gso_size: if gso { 1448 } else { 0 },
         csum_start: 34 + tagged as u16,
         csum_offset: 16,
-        num_buffers: 0,
+        ..VirtioNetHdr::default()
     };
-    packet[..12].copy_from_slice(&header.encode());
+    packet[..12].copy_from_slice(&header.encode()[..12]);
     packet
 }
 

@@ -18,7 +18,9 @@ use super::packet_queue::PacketQueue;
 use super::{ETHERNET_HEADER, MAX_PACKET, Negotiated, OnCarrier, Received, Sent};
 use super::{Uplink, UplinkQueue};
 use crate::nic::counters::DropReason;
-use crate::nic::header::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VirtioNetHdr, complete_checksum};
+use crate::nic::header::{
+    HASHLESS_HEADER, VIRTIO_NET_HDR_F_NEEDS_CSUM, VirtioNetHdr, complete_checksum,
+};
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{Pieces, PiecesMut};
 
@@ -26,8 +28,8 @@ use crate::ring::pieces::{Pieces, PiecesMut};
 const MOST_PACKETS: usize = 256;
 /// The most octets that wait in a queue: [`MOST_PACKETS`] of the usual size, a few of the largest.
 const MOST_OCTETS: usize = 512 * 1024;
-/// Octets of the header that packets wait with: that of VIRTIO 1.
-const KEPT_HEADER: usize = 12;
+/// Octets of the header that packets wait with.
+const KEPT_HEADER: usize = HASHLESS_HEADER;
 const OFFERED: Offloads = Offloads::CSUM;
 
 /// What was negotiated, for all queues.
@@ -107,6 +109,12 @@ fn kept_header(sent: VirtioNetHdr) -> VirtioNetHdr {
     }
 }
 
+/// The header as it is kept: without a hash.
+fn encoded(header: VirtioNetHdr) -> [u8; KEPT_HEADER] {
+    let octets = header.encode();
+    octets.first_chunk().copied().unwrap_or_default()
+}
+
 /// Makes a packet that waits ready for a driver that takes no unfinished checksums.
 fn finish(packet: &mut [u8]) {
     let Some((head, frame)) = packet.split_first_chunk_mut::<KEPT_HEADER>() else {
@@ -118,7 +126,7 @@ fn finish(packet: &mut [u8]) {
     if header.needs_csum() {
         // Validated when it was sent: the checksum lies within the frame.
         complete_checksum(frame, header.csum_start, header.csum_offset);
-        *head = VirtioNetHdr::default().encode();
+        *head = encoded(VirtioNetHdr::default());
     }
 }
 
@@ -146,7 +154,7 @@ impl UplinkQueue for LoopbackQueue {
             let Some((head, frame)) = room.split_first_chunk_mut::<KEPT_HEADER>() else {
                 return Err(DropReason::UplinkError);
             };
-            *head = header.encode();
+            *head = encoded(header);
             if packet.copy_to(header_len, frame) == frame_len {
                 Ok(())
             } else {
@@ -195,6 +203,7 @@ fn hand_over(
     if len > room.len() {
         return Received::Dropped(DropReason::TooLong);
     }
+    // A longer one ends with a hash, which others put there.
     room.copy_from(0, head.get(..header_len).unwrap_or(head));
     if room.copy_from(header_len, frame) == frame.len() {
         Received::Packet(len)

@@ -20,10 +20,8 @@ use super::error::{TapError, TapErrorKind};
 use super::ioctl;
 use super::name::InterfaceName;
 use super::open::{self, Taken};
+use crate::nic::header::HASHLESS_HEADER;
 use crate::nic::offload::Offloads;
-
-/// The header until a driver has been negotiated with: that of VIRTIO 1 (5.1.6).
-const DEFAULT_HEADER: usize = 12;
 
 /// A tap interface and its queues' descriptors.
 #[derive(Debug)]
@@ -72,13 +70,13 @@ impl Interface {
             name,
             first: Arc::clone(first),
             settings: Mutex::new(Settings {
-                header_len: DEFAULT_HEADER,
+                header_len: HASHLESS_HEADER,
                 offloads: Offloads::NONE,
                 link: true,
                 active: (0..fds.len()).map(|queue| queue == 0).collect(),
             }),
             attached: AtomicBool::new(true),
-            header_len: AtomicUsize::new(DEFAULT_HEADER),
+            header_len: AtomicUsize::new(HASHLESS_HEADER),
             checksum_flags: AtomicBool::new(false),
             fds,
         };

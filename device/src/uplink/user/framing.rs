@@ -7,10 +7,11 @@
 
 use std::io;
 
+use crate::nic::header::LONGEST_HEADER;
 use crate::uplink::MAX_PACKET;
 
 /// The largest frame: that of the largest packet.
-pub(super) const MAX_FRAME: usize = MAX_PACKET - 13;
+pub(super) const MAX_FRAME: usize = MAX_PACKET - LONGEST_HEADER - 1;
 /// Octets of the length before each frame.
 const PREFIX: usize = 4;
 /// Room for the largest frame, and for as many of the usual size.

@@ -31,7 +31,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use super::{ETHERNET_HEADER, Negotiated, OnCarrier, OpenOptions, Received, Sent};
 use super::{Uplink, UplinkQueue};
 use crate::nic::counters::DropReason;
-use crate::nic::header::VirtioNetHdr;
+use crate::nic::header::{HASHLESS_HEADER, VirtioNetHdr};
 use crate::nic::offload::Offloads;
 use crate::ring::pieces::{Pieces, PiecesMut};
 
@@ -48,8 +48,8 @@ use framing::{FrameReader, FrameWriter, MAX_FRAME, PushError};
 use keeper::Keeper;
 use slot::{Complaint, Slot};
 
-/// The header's size until a driver has been negotiated with, and the largest: that of VIRTIO 1.
-const HEADER: usize = 12;
+/// The header's size until a driver has been negotiated with, and as much of it as is looked at.
+const HEADER: usize = HASHLESS_HEADER;
 /// Octets that gather before they are written without waiting for the turn's end.
 const WRITE_AT: usize = 32 * 1024;
 
@@ -282,8 +282,10 @@ fn hand_over(frame: &[u8], header_len: usize, room: &mut PiecesMut<'_>) -> Recei
     if len > room.len() {
         return Received::Dropped(DropReason::TooLong);
     }
-    // Nothing is left to be done, and the worker knows the number of buffers.
-    room.copy_from(0, [0; HEADER].get(..header_len).unwrap_or_default());
+    // Nothing is left to be done, and the worker knows the number of buffers, and the hash with which
+    // a longer header ends.
+    let header = &[0; HEADER];
+    room.copy_from(0, header.get(..header_len).unwrap_or(header));
     if room.copy_from(header_len, frame) == frame.len() {
         Received::Packet(len)
     } else {
