@@ -25,7 +25,7 @@ pub const BYTES_CHECK: &str = include_str!("../../guest/bytes-check");
 /// Sends and receives single frames.
 pub const FRAMES: &str = include_str!("../../guest/frames");
 /// Our own programs in the guest, all in `/ferronic`.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("init", INIT),
     ("driver", include_str!("../../guest/driver")),
     ("fail-nth", include_str!("../../guest/fail-nth")),
@@ -34,6 +34,7 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("carrier-watch", include_str!("../../guest/carrier-watch")),
     ("bytes-check", BYTES_CHECK),
     ("frames", FRAMES),
+    ("flow-hashes", include_str!("../../guest/flow-hashes")),
 ];
 
 const SYSTEM: System = System {

@@ -44,7 +44,7 @@ fn exchange(bed: &Bed, frames: &[(&str, &str, Option<u16>)]) -> Result<HashMap<S
         "exec frames listen {INTERFACE} {} {LOG}",
         LISTEN.as_secs_f64()
     ))?;
-    wait_for_listener(bed)?;
+    wait_for_file(bed, LOG)?;
     let count = COUNT.to_string();
     for (name, destination, vlan) in frames {
         let vlan = vlan.map(|id| id.to_string());
@@ -71,11 +71,12 @@ fn exchange(bed: &Bed, frames: &[(&str, &str, Option<u16>)]) -> Result<HashMap<S
     Ok(seen)
 }
 
-fn wait_for_listener(bed: &Bed) -> Result<()> {
+/// Waits until a listener in the guest has made its file.
+pub(super) fn wait_for_file(bed: &Bed, file: &str) -> Result<()> {
     let deadline = Instant::now() + bed.setup.kernel.patience() * Duration::from_secs(10);
     while bed
         .guest()
-        .try_sh(&format!("test -e {LOG}"), Duration::from_secs(5))?
+        .try_sh(&format!("test -e {file}"), Duration::from_secs(5))?
         .code
         != 0
     {

@@ -7,6 +7,7 @@ mod coalescing;
 mod ethtool;
 mod filters;
 mod flow_hash;
+mod hash_report;
 mod hostile;
 mod interface;
 mod itself;
@@ -164,6 +165,7 @@ pub fn cases(combinations: &[(Driver, Flavour)]) -> Vec<Case> {
         itself::TABLE,
         basics::TABLE,
         filters::TABLE,
+        hash_report::TABLE,
         link::TABLE,
         rings::TABLE,
         survival::TABLE,
