@@ -9,7 +9,7 @@
 //! more available; only one that can never fit is dropped.
 //!
 //! Where hashes are reported (5.1.6.4.4), the end of the header is written when a packet has been
-//! looked at: by nobody else, an uplink may leave it as it was.
+//! looked at. An uplink may leave there what was there before.
 //!
 //! # Limitations
 //! A packet that is held when its ring is stopped or the cable is pulled is lost, and counted.

@@ -10,8 +10,7 @@ use std::fmt;
 use super::flow_hash::{FlowHash, VIRTIO_NET_HASH_REPORT_NONE};
 use super::offload::Offloads;
 
-/// Octets of the longest header, that with a hash. In our own memory packets have this one; the
-/// others are its first 10 or 12 octets.
+/// Octets of the longest header, that with a hash; the others are its first 10 or 12 octets.
 pub const LONGEST_HEADER: usize = 20;
 /// Octets of the header of VIRTIO 1 without a hash. Where it is longer, the hash begins here.
 pub const HASHLESS_HEADER: usize = 12;

@@ -215,7 +215,7 @@ fn report(bed: &mut Bed, form: Form) -> Result<()> {
     ethtool(bed, &format!("-N {INTERFACE} rx-flow-hash udp4 sdfn"))?;
     check(bed, Some(&second), &[])?;
     whole(bed, form)?;
-    // Also when the link was down, and the number of queues another.
+    // Also with another number of queues.
     if bed.setup.queues > 1 {
         for count in [1, 2] {
             ethtool(bed, &format!("-L {INTERFACE} combined {count}"))?;
@@ -225,5 +225,7 @@ fn report(bed: &mut Bed, form: Form) -> Result<()> {
     ethtool(bed, &format!("-K {INTERFACE} rxhash off"))?;
     feature(bed, "off")?;
     check(bed, None, &[])?;
-    whole(bed, form)
+    whole(bed, form)?;
+    // Off would leave no hashes to scale by, which is not how Linux begins.
+    ethtool(bed, &format!("-K {INTERFACE} rxhash on")).map(|_| ())
 }
