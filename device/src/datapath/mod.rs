@@ -152,12 +152,8 @@ impl Dataplane {
         Ok(dataplane)
     }
 
-    /// All but the threads.
-    pub(crate) fn new(
-        nic: Arc<Nic>,
-        mut uplink: Box<dyn Uplink>,
-        workers: &Workers,
-    ) -> io::Result<Self> {
+    /// All but the threads: the caller has the pairs take [turns](Dataplane::turn).
+    pub fn new(nic: Arc<Nic>, mut uplink: Box<dyn Uplink>, workers: &Workers) -> io::Result<Self> {
         let driver = DriverState::new(&nic.config);
         let queues = uplink.take_queues();
         // The driver is told of as many pairs as were configured, and there are counters for those.
@@ -210,6 +206,16 @@ impl Dataplane {
     #[cfg(test)]
     pub(crate) fn work(&self, sleep: wait_set::Sleep) -> wait_set::Sleep {
         self.agreement.pairs[0].work(sleep)
+    }
+
+    /// Has each pair, that has no thread, take one turn on the caller's; whether there is more to do at
+    /// once. Nothing is waited for.
+    pub fn turn(&self) -> bool {
+        let mut more = false;
+        for pair in &self.agreement.pairs {
+            more |= pair.turn() == Some(wait_set::Sleep::No);
+        }
+        more
     }
 
     /// Virtqueues that there can be: the pairs' and the control queue.

@@ -268,9 +268,9 @@ impl Pair {
     }
 
     /// Takes one turn on the caller's thread without sleeping; how long the worker would sleep next.
-    #[cfg(test)]
-    pub fn turn(&self) -> Sleep {
-        self.round(&mut Vec::with_capacity(8), Sleep::No).unwrap()
+    /// `None` when told to stop.
+    pub fn turn(&self) -> Option<Sleep> {
+        self.round(&mut Vec::with_capacity(8), Sleep::No)
     }
 
     /// As after an interrupt that was raised just now.

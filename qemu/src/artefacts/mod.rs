@@ -6,6 +6,7 @@
 //! - [`guest`]: the guest's root file system.
 //! - [`module`]: our driver.
 //! - [`dpdk`]: DPDK, which only a bench needs.
+//! - [`valgrind`]: Valgrind, which only a test needs.
 //!
 //! All but our driver come from Debian's own archive, at versions the host's Debian need not have.
 
@@ -15,3 +16,4 @@ pub mod guest;
 pub mod kernel;
 pub mod module;
 pub mod tools;
+pub mod valgrind;

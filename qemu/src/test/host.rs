@@ -1,29 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The repository's own tests, by `cargo test`, and whether its documentation can be made.
+//! The repository's own tests, by `cargo test`, whether its documentation can be made, and what a packet
+//! costs.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use super::{Counts, quiet};
+use super::{Counts, instructions, quiet};
+use crate::cache::Cache;
 use crate::lab;
 use crate::sandbox::tool::ToolRoot;
 
-/// The one test here that is none of cargo's.
-const DOCUMENTATION: &str = "host::documentation_is_whole";
+type Test = fn(&Cache) -> Result<()>;
+
+/// The tests here that are none of cargo's.
+const TESTS: [(&str, Test); 2] = [
+    ("host::documentation_is_whole", documentation_is_whole),
+    (
+        "host::packets_cost_no_more_instructions",
+        instructions::cost_no_more,
+    ),
+];
 
 /// Runs those that the filter selects.
-pub fn run(filter: Option<&str>, tools: &ToolRoot) -> Result<Counts> {
+pub fn run(filter: Option<&str>, tools: &ToolRoot, cache: &Cache) -> Result<Counts> {
     let mut counts = cargo_test(filter, tools)?;
-    if DOCUMENTATION.contains(filter.unwrap_or("")) {
-        match documentation_is_whole() {
+    let filter = filter.unwrap_or("");
+    for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(filter)) {
+        match test(cache) {
             Ok(()) => {
-                println!("test {DOCUMENTATION} ... ok");
+                println!("test {name} ... ok");
                 counts.passed += 1;
             }
             Err(e) => {
-                println!("test {DOCUMENTATION} ... FAILED\n{e:#}");
+                println!("test {name} ... FAILED\n{e:#}");
                 counts.failed += 1;
             }
         }
@@ -32,7 +43,7 @@ pub fn run(filter: Option<&str>, tools: &ToolRoot) -> Result<Counts> {
 }
 
 /// Links that lead nowhere, or to what readers do not see, show only when it is made.
-fn documentation_is_whole() -> Result<()> {
+fn documentation_is_whole(_: &Cache) -> Result<()> {
     let mut command = Command::new(lab::cargo());
     command.args(["doc", "--no-deps", "--workspace", "--quiet"]);
     command.current_dir(lab::workspace());

@@ -3,6 +3,7 @@
 
 pub mod bed;
 mod host;
+mod instructions;
 mod module;
 mod runner;
 pub mod setup;
@@ -157,7 +158,7 @@ pub fn on_host(args: &Args, options: &Options, parts: &Parts) -> Result<Counts> 
         return Ok(Counts::default());
     }
     let filter = args.filter.as_deref();
-    let mut counts = host::run(filter, parts.tools())?;
+    let mut counts = host::run(filter, parts.tools(), parts.cache())?;
     let ours = combinations(options)
         .iter()
         .any(|(driver, _)| *driver == Driver::Ferronic);

@@ -41,7 +41,7 @@ fn asleep(make: Make) -> Rig {
 
 fn turns_until_asleep(rig: &Rig) {
     let start = Instant::now();
-    while rig.pair().turn() != Sleep::Forever {
+    while rig.pair().turn() != Some(Sleep::Forever) {
         assert!(start.elapsed() < Duration::from_secs(20), "it goes on");
     }
 }
@@ -51,7 +51,7 @@ fn who_polls_is_not_notified() {
     for make in makes(LONG) {
         let mut rig = asleep(make);
         rig.tx.send(&packet(0, 100), &[]);
-        assert_eq!(rig.pair().turn(), Sleep::No);
+        assert_eq!(rig.pair().turn(), Some(Sleep::No));
         assert_eq!(rig.tx.used().len(), 1);
         let kicks = |rig: &Rig| [&rig.counters().tx, &rig.counters().rx].map(|q| q.kicks.get());
         let mut before = [0; 2];
@@ -64,12 +64,12 @@ fn who_polls_is_not_notified() {
             }
             rig.tx.send(&packet(number, 100), &[]);
             rig.cable().arrive(packet(number, 100));
-            assert_eq!(rig.pair().turn(), Sleep::No);
+            assert_eq!(rig.pair().turn(), Some(Sleep::No));
             rig.rx.offer_room(&[1526]);
-            assert_eq!(rig.pair().turn(), Sleep::No);
+            assert_eq!(rig.pair().turn(), Some(Sleep::No));
             assert_eq!((rig.tx.used().len(), rig.rx.used().len()), (1, 1));
         }
-        assert_eq!(rig.pair().turn(), Sleep::No);
+        assert_eq!(rig.pair().turn(), Some(Sleep::No));
         assert_eq!(kicks(&rig), before);
         assert_eq!(rig.cable().take_sent().len(), 300);
     }
@@ -100,7 +100,7 @@ fn what_is_received_keeps_it_awake_too() {
         rig.rx.offer_room(&[1526]);
         let start = Instant::now();
         rig.cable().arrive(packet(0, 100));
-        assert_eq!(rig.pair().turn(), Sleep::No);
+        assert_eq!(rig.pair().turn(), Some(Sleep::No));
         assert_eq!(rig.rx.used().len(), 1);
         turns_until_asleep(&rig);
         assert!(start.elapsed() >= SHORT);
@@ -109,7 +109,7 @@ fn what_is_received_keeps_it_awake_too() {
         turns_until_asleep(&rig);
         let kicks = rig.counters().rx.kicks.get();
         rig.rx.offer_room(&[1526]);
-        assert_eq!(rig.pair().turn(), Sleep::No);
+        assert_eq!(rig.pair().turn(), Some(Sleep::No));
         assert_eq!(rig.counters().rx.kicks.get(), kicks + 1);
         assert_eq!(rig.rx.used().len(), 1);
     }
@@ -119,7 +119,7 @@ fn what_is_received_keeps_it_awake_too() {
 fn who_does_not_poll_sleeps_at_once() {
     let mut rig = Make::default().rig();
     rig.tx.send(&packet(0, 100), &[]);
-    assert_eq!(rig.pair().turn(), Sleep::Forever);
+    assert_eq!(rig.pair().turn(), Some(Sleep::Forever));
 }
 
 /// Packets that come just when a worker falls asleep, and buffers too: each must be seen, by the
