@@ -49,7 +49,7 @@ fn chains(c: &mut Criterion) {
                 driver.offer_all();
                 let start = Instant::now();
                 for i in 1..=SIZE {
-                    pieces.truncate(0);
+                    pieces.clear();
                     let chain = ring.pop(Direction::Readable, &mut pieces).unwrap().unwrap();
                     black_box(pieces.packet());
                     ring.push(chain.head, 0);

@@ -173,6 +173,7 @@ pub fn nic() -> Arc<Nic> {
         queue_pairs: 1,
         packed: true,
         rss: true,
+        hash_report: true,
         offloads: Offloads::ALL,
         uplink: "memory".into(),
     }))

@@ -178,8 +178,8 @@ impl Active {
         let mut used = false;
         self.ring.disarm();
         for _ in 0..BUDGET {
-            self.command.truncate(0);
-            self.answer.truncate(0);
+            self.command.clear();
+            self.answer.clear();
             let chain = self.ring.pop_both(&mut self.command, &mut self.answer)?;
             let Some(chain) = chain else {
                 if self.ring.arm()? {

@@ -75,7 +75,7 @@ impl Transmitter {
             if done == BUDGET {
                 break Turn::More;
             }
-            self.pieces.truncate(0);
+            self.pieces.clear();
             let Some(chain) = self.ring.pop(Direction::Readable, &mut self.pieces)? else {
                 if arm && self.ring.arm()? {
                     continue;

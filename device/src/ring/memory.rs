@@ -118,6 +118,7 @@ impl MemoryMap {
     }
 
     /// The host address of `addr`, and how many octets from there lie in the same region.
+    #[inline]
     fn locate(&self, addr: u64) -> Option<(NonNull<u8>, u64)> {
         self.regions.iter().find_map(|region| {
             let offset = addr.checked_sub(region.start).filter(|&o| o < region.len)?;
@@ -142,7 +143,23 @@ impl MemoryMap {
     /// Appends the pieces of `len` octets at guest address `addr` to `pieces`: more than one where
     /// they cross from a region into the next. `false`, and nothing appended, when any octet is
     /// not guest memory.
+    #[inline]
     pub(super) fn gather(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
+        // Nearly always it lies in one region.
+        if let Some((host, room)) = self.locate(addr)
+            && (1..=room).contains(&u64::from(len))
+        {
+            pieces.push(libc::iovec {
+                iov_base: host.as_ptr().cast(),
+                iov_len: len as usize,
+            });
+            return true;
+        }
+        self.gather_across(addr, len, pieces)
+    }
+
+    #[cold]
+    fn gather_across(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
         let before = pieces.len();
         let mut addr = addr;
         let mut left = u64::from(len);
@@ -164,6 +181,9 @@ impl MemoryMap {
     }
 }
 
+/// Octets of a descriptor: two 64-bit fields.
+const DESCRIPTOR: usize = 16;
+
 /// A stretch of guest memory inside one region, looked at for a moment.
 ///
 /// # Invariants
@@ -184,6 +204,7 @@ impl fmt::Debug for View<'_> {
 }
 
 impl View<'_> {
+    #[inline]
     fn at(&self, offset: usize, size: usize) -> Option<NonNull<u8>> {
         let end = offset.checked_add(size)?;
         if end > self.len {
@@ -193,20 +214,21 @@ impl View<'_> {
         Some(unsafe { self.host.add(offset) })
     }
 
-    /// Reads a little-endian 64-bit field that the guest may be changing, in one access where it is
-    /// aligned.
-    pub fn read_u64(&self, offset: usize) -> Option<u64> {
-        let host = self.at(offset, 8)?;
+    /// Reads the two little-endian 64-bit fields that are descriptor `index` of a table, and that the
+    /// guest may be changing; each in one access where the table is aligned.
+    #[inline]
+    pub fn read_descriptor(&self, index: usize) -> Option<[u64; 2]> {
+        let host = self.at(index.checked_mul(DESCRIPTOR)?, DESCRIPTOR)?;
         if host.as_ptr().addr().is_multiple_of(8) {
-            // SAFETY: eight octets are mapped there, aligned (just checked); a volatile read makes
-            // no reference to memory that the guest may change.
-            return Some(u64::from_le(unsafe {
-                host.cast::<u64>().as_ptr().read_volatile()
-            }));
+            let field = host.cast::<u64>();
+            // SAFETY: sixteen octets are mapped there, aligned (just checked); volatile reads make no
+            // reference to memory that the guest may change.
+            let fields = unsafe { [field.read_volatile(), field.add(1).read_volatile()] };
+            return Some(fields.map(u64::from_le));
         }
-        // SAFETY: as above; an array of octets has no alignment.
-        let octets = unsafe { host.cast::<[u8; 8]>().as_ptr().read_volatile() };
-        Some(u64::from_le_bytes(octets))
+        // SAFETY: as above; arrays of octets have no alignment.
+        let octets = unsafe { host.cast::<[[u8; 8]; 2]>().as_ptr().read_volatile() };
+        Some(octets.map(u64::from_le_bytes))
     }
 }
 
@@ -246,6 +268,7 @@ impl Window {
     }
 
     /// All of the window.
+    #[inline]
     pub fn view(&self) -> View<'_> {
         View {
             host: self.host,
@@ -283,28 +306,20 @@ impl Window {
         }
     }
 
-    fn atomic_u64(&self, offset: usize) -> Option<&AtomicU64> {
-        let host = self.view().at(offset, 8)?;
-        if !host.as_ptr().addr().is_multiple_of(8) {
+    /// Descriptor `index` of a window that is a descriptor ring; `None` outside the window, or where
+    /// that is not aligned.
+    #[inline]
+    pub fn descriptor(&self, index: u16) -> Option<Descriptor<'_>> {
+        let index = usize::from(index);
+        if index >= self.len / DESCRIPTOR || !self.host.as_ptr().addr().is_multiple_of(8) {
             return None;
         }
-        // SAFETY: as for `atomic_u16`.
-        Some(unsafe { AtomicU64::from_ptr(host.as_ptr().cast()) })
-    }
-
-    /// Reads a little-endian 64-bit field, as [`Window::load_u16`].
-    #[inline]
-    pub fn load_u64(&self, offset: usize, order: Ordering) -> u64 {
-        self.atomic_u64(offset)
-            .map_or(0, |field| u64::from_le(field.load(order)))
-    }
-
-    /// Writes a little-endian 64-bit field; outside the window, or misaligned, it does nothing.
-    #[inline]
-    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
-        if let Some(field) = self.atomic_u64(offset) {
-            field.store(value.to_le(), order);
-        }
+        // SAFETY: so many descriptors, and this one, are inside the window, whose octets are mapped for
+        // the life of `self`; it is aligned (both just checked), and shared memory of the guest, which
+        // is only ever accessed atomically or by volatile copies.
+        Some(Descriptor(unsafe {
+            self.host.cast::<[AtomicU64; 2]>().add(index).as_ref()
+        }))
     }
 
     /// Writes a little-endian 32-bit field; outside the window, or misaligned, it does nothing.
@@ -316,6 +331,30 @@ impl Window {
             // volatile write makes no reference to memory that the guest sees.
             unsafe { host.cast::<u32>().as_ptr().write_volatile(value.to_le()) }
         }
+    }
+}
+
+/// A descriptor in a descriptor ring, which the guest may be changing: two little-endian 64-bit fields.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptor<'w>(&'w [AtomicU64; 2]);
+
+impl Descriptor<'_> {
+    /// The buffer's address.
+    #[inline]
+    pub fn addr(self) -> u64 {
+        u64::from_le(self.0[0].load(Ordering::Relaxed))
+    }
+
+    /// What is behind the address.
+    #[inline]
+    pub fn word(self, order: Ordering) -> u64 {
+        u64::from_le(self.0[1].load(order))
+    }
+
+    /// Writes what is behind the address.
+    #[inline]
+    pub fn set_word(self, word: u64, order: Ordering) {
+        self.0[1].store(word.to_le(), order);
     }
 }
 
@@ -386,17 +425,34 @@ pub(super) mod tests {
             window.store_u16(offset, u16::MAX, Ordering::Release);
             assert_eq!(window.load_u16(offset, Ordering::Acquire), 0);
         }
-        for offset in [8, 2, usize::MAX] {
-            window.store_u64(offset, u64::MAX, Ordering::Release);
-            assert_eq!(window.load_u64(offset, Ordering::Acquire), 0);
-        }
-        window.store_u64(4, 0x89ab_cdef, Ordering::Release);
-        assert_eq!(window.load_u64(4, Ordering::Acquire), 0x89ab_cdef);
+    }
+
+    #[test]
+    fn descriptors_outside_a_window_are_none() {
+        let map = map();
+        // Two, and half of a third that is not inside.
+        let window = Window::new(&map, 0x4fd8, 40, 8).unwrap();
+        let [first, second] = [0, 1].map(|index| window.descriptor(index).unwrap());
+        first.set_word(0x89ab_cdef, Ordering::Release);
+        second.set_word(7, Ordering::Release);
+        assert_eq!(
+            (first.addr(), first.word(Ordering::Acquire)),
+            (0, 0x89ab_cdef)
+        );
+        assert!(
+            [2, 3, u16::MAX]
+                .iter()
+                .all(|i| window.descriptor(*i).is_none())
+        );
         let view = window.view();
-        // Misaligned and aligned.
-        assert_eq!(view.read_u64(0), Some(0x89ab_cdef_1234_0000));
-        assert_eq!(view.read_u64(4), Some(0x89ab_cdef));
-        assert_eq!(view.read_u64(1), Some(0x0089_abcd_ef12_3400));
-        assert_eq!((view.read_u64(5), view.read_u64(usize::MAX)), (None, None));
+        assert_eq!(view.read_descriptor(1), Some([0, 7]));
+        for outside in [2, usize::MAX / 16, usize::MAX] {
+            assert_eq!(view.read_descriptor(outside), None);
+        }
+        // Misaligned: a table can be, a ring cannot.
+        let misaligned = Window::new(&map, 0x4fdc, 36, 4).unwrap();
+        assert!(misaligned.descriptor(0).is_none());
+        let fields = [0x89ab_cdef << 32, 0];
+        assert_eq!(misaligned.view().read_descriptor(0), Some(fields));
     }
 }

@@ -26,7 +26,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::memory::{MemoryMap, Window};
+use super::memory::{Descriptor, MemoryMap, Window};
 use super::virtqueue::{
     Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Layout, MAX_CHAIN, MAX_SIZE,
     RingError, Take,
@@ -45,8 +45,6 @@ const DESC_F_USED: u16 = 1 << 15;
 /// Ours, among the reserved flags, in a descriptor that is not used yet: its chain has been dealt with,
 /// and length and id are what they will be when it is.
 const DESC_F_PREPARED: u16 = 1 << 14;
-/// Offset of length, id and flags in a descriptor, which are read and written together.
-const WORD: usize = 8;
 /// Offset of the flags.
 const FLAGS: usize = 14;
 /// Size of an event suppression structure (2.8.14).
@@ -96,6 +94,13 @@ fn word_flags(word: u64) -> u16 {
     (word >> 48) as u16
 }
 
+/// Takes the buffer of a descriptor with this length, id and flags.
+#[inline]
+fn element(descriptor: Descriptor<'_>, word: u64, to: &mut impl Collect) -> Option<()> {
+    let writable = word_flags(word) & DESC_F_WRITE != 0;
+    to.put(writable, descriptor.addr(), word_len(word))
+}
+
 /// A packed virtqueue.
 #[derive(Debug)]
 pub struct PackedRing {
@@ -130,17 +135,20 @@ impl Take for PackedRing {
     #[inline]
     fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
         let at = self.next_avail;
+        let Some(descriptor) = self.desc.descriptor(at.slot) else {
+            return Ok(None);
+        };
         // Acquire: what the driver wrote before these flags is read after (2.8.20.1).
-        let first = self.read(at.slot, Ordering::Acquire);
+        let first = descriptor.word(Ordering::Acquire);
         let flags = word_flags(first);
         if !at.is_available(flags) {
             return Ok(None);
         }
         let (id, count, whole) = if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 {
-            let whole = self.element(at.slot, first, to).is_some();
+            let whole = element(descriptor, first, to).is_some();
             (word_id(first), 1, whole)
         } else {
-            self.follow(at.slot, first, to)?
+            self.follow(at.slot, descriptor, first, to)?
         };
         if let Some(slot) = self.counts.get_mut(usize::from(at.slot)) {
             *slot = count;
@@ -201,15 +209,19 @@ impl PackedRing {
         self.next_avail.bits()
     }
 
+    /// Length, id and flags of a descriptor; slots are below the queue size.
+    #[inline]
     fn read(&self, slot: u16, order: Ordering) -> u64 {
-        let at = usize::from(slot) * DESC_SIZE + WORD;
-        self.desc.load_u64(at, order)
+        let descriptor = self.desc.descriptor(slot);
+        descriptor.map_or(0, |descriptor| descriptor.word(order))
     }
 
+    #[inline]
     fn write(&self, slot: u16, word: u64, order: Ordering) {
-        if self.lives() {
-            let at = usize::from(slot) * DESC_SIZE + WORD;
-            self.desc.store_u64(at, word, order);
+        if self.lives()
+            && let Some(descriptor) = self.desc.descriptor(slot)
+        {
+            descriptor.set_word(word, order);
         }
     }
 
@@ -241,26 +253,19 @@ impl PackedRing {
         self.counts.get(usize::from(slot)).copied().unwrap_or(1)
     }
 
-    #[inline]
-    fn element(&self, slot: u16, word: u64, to: &mut impl Collect) -> Option<()> {
-        let at = usize::from(slot) * DESC_SIZE;
-        let addr = self.desc.load_u64(at, Ordering::Relaxed);
-        let writable = word_flags(word) & DESC_F_WRITE != 0;
-        to.put(writable, addr, word_len(word))
-    }
-
     /// Follows a chain (2.8.6) to its end, whatever is wrong with it: its id is in the last
     /// descriptor, and the next one begins behind. Gives id, number of descriptors and whether it
     /// keeps the rules. It does not with a buffer outside guest memory, a writable descriptor before
     /// a readable one, an indirect table beside other descriptors, or more descriptors or pieces than
     /// [`MAX_CHAIN`].
-    fn follow(
-        &self,
+    fn follow<'a>(
+        &'a self,
         first: u16,
-        first_word: u64,
+        mut descriptor: Descriptor<'a>,
+        mut word: u64,
         to: &mut impl Collect,
     ) -> Result<(u16, u16, bool), RingError> {
-        let (mut slot, mut word) = (first, first_word);
+        let mut slot = first;
         let mut count = 1;
         let mut seen_writable = false;
         let mut whole = true;
@@ -270,13 +275,13 @@ impl PackedRing {
             if whole {
                 let taken = if flags & DESC_F_INDIRECT != 0 {
                     let alone = count == 1 && !more;
-                    alone.then(|| self.table(slot, word, to)).flatten()
+                    alone.then(|| self.table(descriptor, word, to)).flatten()
                 } else {
                     let writable = flags & DESC_F_WRITE != 0;
                     let ordered = writable || !seen_writable;
                     seen_writable = writable;
                     let fits = ordered && count <= MAX_CHAIN;
-                    fits.then(|| self.element(slot, word, to)).flatten()
+                    fits.then(|| element(descriptor, word, to)).flatten()
                 };
                 whole = taken.is_some();
             }
@@ -288,26 +293,26 @@ impl PackedRing {
             }
             count += 1;
             slot = if slot + 1 == self.size { 0 } else { slot + 1 };
-            word = self.read(slot, Ordering::Relaxed);
+            let next = self.desc.descriptor(slot);
+            // Slots are below the queue size, for which the window was made.
+            descriptor = next.ok_or(RingError::Endless(first))?;
+            word = descriptor.word(Ordering::Relaxed);
         }
     }
 
     /// Takes an indirect table (2.8.7): its descriptors lie one behind the other, and of their flags
     /// only `VIRTQ_DESC_F_WRITE` means something. It may be larger than the ring, as in
     /// [`split`](super::split).
-    fn table(&self, slot: u16, word: u64, to: &mut impl Collect) -> Option<()> {
+    fn table(&self, own: Descriptor<'_>, word: u64, to: &mut impl Collect) -> Option<()> {
         let size = word_len(word) as usize;
         let entries = size / DESC_SIZE;
         if entries == 0 || !size.is_multiple_of(DESC_SIZE) || entries > usize::from(MAX_CHAIN) {
             return None;
         }
-        let at = usize::from(slot) * DESC_SIZE;
-        let addr = self.desc.load_u64(at, Ordering::Relaxed);
-        let table = self.desc.map().view(addr, size)?;
+        let table = self.desc.map().view(own.addr(), size)?;
         let mut seen_writable = false;
-        for at in (0..size).step_by(DESC_SIZE) {
-            let addr = table.read_u64(at)?;
-            let word = table.read_u64(at + WORD)?;
+        for index in 0..entries {
+            let [addr, word] = table.read_descriptor(index)?;
             let writable = word_flags(word) & DESC_F_WRITE != 0;
             if seen_writable && !writable {
                 return None;

@@ -624,7 +624,7 @@ proptest! {
         };
         let mut list = PieceList::new(driver.map.clone());
         for i in 0..40 {
-            list.truncate(0);
+            list.clear();
             match ring.pop(direction, &mut list) {
                 Ok(Some(chain)) => {
                     prop_assert_eq!(chain.len.unwrap_or(0), list.packet().len());

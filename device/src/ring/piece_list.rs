@@ -63,6 +63,7 @@ impl PieceList {
 
     /// Appends `len` octets at guest address `addr`. `false`, and nothing appended, when any octet
     /// is not guest memory.
+    #[inline]
     pub fn gather(&mut self, addr: u64, len: u32) -> bool {
         let gathered = self.map.gather(addr, len, &mut self.iov);
         if gathered {
@@ -72,20 +73,27 @@ impl PieceList {
         gathered
     }
 
+    /// Forgets all.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.iov.clear();
+        self.first = 0;
+        self.len = 0;
+    }
+
     /// Forgets all but the first `count` pieces.
     pub fn truncate(&mut self, count: usize) {
         let rest = self.pieces().get(count..).unwrap_or_default();
         self.len -= total(rest);
         self.iov.truncate(self.first + count);
-        if count == 0 {
-            self.iov.clear();
-            self.first = 0;
-        }
     }
 
     /// Forgets the first `count` pieces.
+    #[inline]
     pub fn remove_front(&mut self, count: usize) {
-        let count = count.min(self.count());
+        if count >= self.count() {
+            return self.clear();
+        }
         let front = self.pieces().get(..count).unwrap_or_default();
         self.len -= total(front);
         self.first += count;
@@ -187,7 +195,7 @@ mod tests {
         pieces.remove_front(10);
         assert!(pieces.is_empty());
         assert!(pieces.gather(0, 7));
-        pieces.truncate(0);
+        pieces.clear();
         assert!(pieces.is_empty() && pieces.first == 0);
     }
 

@@ -64,9 +64,15 @@ const FEW_OCTETS: usize = 64;
 /// Octets from `offset` on, if they are few and in the first piece: headers of nearly all packets.
 #[inline]
 fn few_in_first(iov: &[libc::iovec], offset: usize, len: usize) -> Option<*mut u8> {
+    (len <= FEW_OCTETS).then(|| in_first(iov, offset, len))?
+}
+
+/// Octets from `offset` on, if they are all in the first piece.
+#[inline]
+fn in_first(iov: &[libc::iovec], offset: usize, len: usize) -> Option<*mut u8> {
     let first = iov.first()?;
     let end = offset.checked_add(len)?;
-    if len > FEW_OCTETS || end > first.iov_len {
+    if end > first.iov_len {
         return None;
     }
     // SAFETY: offset + len <= iov_len (just checked), all of it mapped by the invariant of Pieces and
@@ -328,7 +334,7 @@ impl<'m> PiecesMut<'m> {
     }
 
     /// Copies in from octet `offset` on; returns how much fitted.
-    #[inline]
+    #[inline(always)]
     pub fn copy_from(&mut self, offset: usize, from: &[u8]) -> usize {
         if let Some(to) = few_in_first(self.iov, offset, from.len()) {
             // SAFETY: so many octets are mapped there and may be written; `from` is memory of ours,
@@ -354,7 +360,24 @@ impl<'m> PiecesMut<'m> {
 
     /// Copies in, from octet `offset` on, what lies in `from` from octet `skip` on; returns how much
     /// there was and fitted. Both may be memory of guests, even the same.
+    #[inline]
     pub fn copy_pieces(&mut self, offset: usize, from: Pieces<'_>, skip: usize) -> usize {
+        let len = from.len.saturating_sub(skip);
+        let ends = (
+            in_first(self.iov, offset, len),
+            in_first(from.iov, skip, len),
+        );
+        if let (Some(into), Some(out)) = ends {
+            // SAFETY: so many octets are mapped at both places (invariants of Pieces and PiecesMut).
+            let (into, out) =
+                unsafe { (VolatileSlice::new(into, len), VolatileSlice::new(out, len)) };
+            out.copy_to_volatile_slice(into);
+            return len;
+        }
+        self.copy_many_pieces(offset, from, skip)
+    }
+
+    fn copy_many_pieces(&mut self, offset: usize, from: Pieces<'_>, skip: usize) -> usize {
         let (mut to, mut from) = (Place::new(self.iov, offset), Place::new(from.iov, skip));
         let mut done = 0;
         while let (Some(into), Some(out)) = (to.rest(), from.rest()) {

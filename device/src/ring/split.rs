@@ -186,9 +186,7 @@ impl SplitRing {
                 return None;
             }
             // struct virtq_desc: an address, and length, flags and next together.
-            let at = usize::from(index) * DESC_SIZE;
-            let addr = table.read_u64(at)?;
-            let rest = table.read_u64(at + 8)?;
+            let [addr, rest] = table.read_descriptor(usize::from(index))?;
             let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
             if flags & DESC_F_INDIRECT != 0 {
                 let size = len as usize;

@@ -534,7 +534,7 @@ proptest! {
         let mut ring = SplitRing::new(&driver.map, driver.layout, 0, batches).unwrap();
         let mut list = pieces(&driver);
         for _ in 0..20 {
-            list.truncate(0);
+            list.clear();
             match ring.pop(direction, &mut list) {
                 Ok(Some(chain)) => {
                     prop_assert_eq!(chain.len.unwrap_or(0), list.packet().len());

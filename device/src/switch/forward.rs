@@ -69,6 +69,11 @@ pub(super) struct Forwarder {
     version: u64,
     /// Seconds, as the table counts them; none before the turn's first packet.
     now: Option<u32>,
+    /// The source that was learned last in this turn. Those of most packets of a turn are the same, and
+    /// so are their destinations.
+    learned: Option<Key>,
+    /// The destination that was looked up last in this turn, since then, and where it is.
+    found: Option<(Key, PortIndex)>,
     out: Out,
 }
 
@@ -95,6 +100,8 @@ impl Forwarder {
             ports: Arc::default(),
             version: 0,
             now: None,
+            learned: None,
+            found: None,
             switch,
             port,
             out: Out {
@@ -143,10 +150,9 @@ impl Forwarder {
         let now = self.begin();
         let own = self.port.index;
         self.out.workshop.clear();
-        let table = &self.switch.table;
-        table.learn(Key::new(vlan, source), own, now);
+        self.learn(Key::new(vlan, source), now);
         if !group(destination)
-            && let Some(port) = table.find(Key::new(vlan, destination), now)
+            && let Some(port) = self.find(Key::new(vlan, destination), now)
         {
             // One that is gone since the list was made, and one that was never of this VLAN, has
             // no addresses in the table for longer than a moment.
@@ -163,10 +169,35 @@ impl Forwarder {
         Sent::Done
     }
 
+    /// Has the table know that a frame from this address has come in here.
+    fn learn(&mut self, source: Key, now: u32) {
+        if self.learned != Some(source) {
+            self.switch.table.learn(source, self.port.index, now);
+            self.learned = Some(source);
+            // It may be the one that was looked up.
+            self.found = None;
+        }
+    }
+
+    /// The port that the address is behind, if that is known. One that moves to another port while a
+    /// turn goes on is found where it was until that is over.
+    fn find(&mut self, destination: Key, now: u32) -> Option<PortIndex> {
+        match self.found {
+            Some((found, port)) if found == destination => Some(port),
+            _ => {
+                let port = self.switch.table.find(destination, now)?;
+                self.found = Some((destination, port));
+                Some(port)
+            }
+        }
+    }
+
     /// Ends the turn: everything that was put in becomes visible, and interrupts that are due are
     /// raised. `Some` is when the next is.
     pub fn flush(&mut self) -> Option<Instant> {
         self.now = None;
+        self.learned = None;
+        self.found = None;
         self.out.end();
         if std::mem::take(&mut self.out.uplink_used)
             && let Some(port) = self.ports.uplink()

@@ -11,9 +11,9 @@ use crate::datapath::Frame;
 use crate::nic::counters::DropReason;
 use crate::nic::flow_hash::HEADERS;
 use crate::nic::header::{
-    LONGEST_HEADER, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM,
-    VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4,
-    VIRTIO_NET_HDR_GSO_TCPV6, VirtioNetHdr, complete_checksum,
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VirtioNetHdr,
+    complete_checksum,
 };
 use crate::nic::offload::Offloads;
 use crate::nic::segment::{is_ipv6, segment};
@@ -30,6 +30,9 @@ const TAG: usize = 4;
 const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0];
 /// Bits of a tag that are not the VLAN's number: priority and drop eligibility.
 const PRIORITY: u16 = 0xf000;
+/// Octets of the virtio-net header that mean something here: all but `num_buffers`.
+const HEADER: usize = 10;
+
 /// A frame that has come in. Offsets in `header` are those that it has without a tag.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Incoming<'a> {
@@ -77,26 +80,26 @@ impl<'a> Incoming<'a> {
         header_len: usize,
         from_guest: bool,
     ) -> Result<Self, DropReason> {
-        let mut octets = [0; LONGEST_HEADER + ETHERNET + TAG];
-        let octets = octets
-            .get_mut(..header_len + ETHERNET + TAG)
-            .ok_or(DropReason::BadHeader)?;
-        let there = packet.copy_to(0, octets);
-        let octets = octets.get(..there).unwrap_or_default();
-        let (head, start) = octets
-            .split_at_checked(header_len)
-            .ok_or(DropReason::TooShort)?;
-        let frame_len = packet.len() - header_len;
-        let mut header = VirtioNetHdr::decode(head).ok_or(DropReason::BadHeader)?;
+        let frame_len = (packet.len().checked_sub(header_len)).ok_or(DropReason::TooShort)?;
+        let mut octets = [0; HEADER];
+        packet.copy_to(0, &mut octets);
+        let mut header = VirtioNetHdr::decode(&octets).ok_or(DropReason::BadHeader)?;
         header
             .validate(frame_len, Offloads::ALL)
             .map_err(|_| DropReason::BadHeader)?;
-        let mut ethernet: [u8; ETHERNET] = *start.first_chunk().ok_or(DropReason::TooShort)?;
+        if frame_len < ETHERNET {
+            return Err(DropReason::TooShort);
+        }
+        let mut ethernet = [0; ETHERNET];
+        packet.copy_to(header_len, &mut ethernet);
         let mut tag = None;
         if ethernet.ends_with(&ETHERTYPE_VLAN) {
-            let [a, b, c, d] = *(start.get(ETHERNET..))
-                .and_then(|rest| rest.first_chunk())
-                .ok_or(DropReason::TooShort)?;
+            if frame_len < ETHERNET + TAG {
+                return Err(DropReason::TooShort);
+            }
+            let mut rest = [0; TAG];
+            packet.copy_to(header_len + ETHERNET, &mut rest);
+            let [a, b, c, d] = rest;
             tag = Some(u16::from_be_bytes([a, b]));
             if let Some(ethertype) = ethernet.last_chunk_mut() {
                 *ethertype = [c, d];
@@ -218,8 +221,14 @@ impl<'a> Incoming<'a> {
                 if !offloads.contains(Offloads::CSUM) {
                     header.flags = 0;
                 }
-                let head = Head::new(&self.ethernet, tag);
-                put(&head.frame(header, self.body, self.offset));
+                hand_over(
+                    &self.ethernet,
+                    tag,
+                    header,
+                    self.body,
+                    self.offset,
+                    &mut put,
+                );
             }
             Work::Checksum => {
                 self.copy_into(workshop, true);
@@ -278,51 +287,47 @@ fn clean(header: VirtioNetHdr, from_guest: bool) -> VirtioNetHdr {
     clean
 }
 
-/// The first octets of a frame that goes out.
-struct Head {
-    octets: [u8; ETHERNET + TAG],
-    len: usize,
-}
-
-impl Head {
-    fn new(ethernet: &[u8; ETHERNET], tag: Option<u16>) -> Self {
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *ethernet;
-        let [v0, v1] = ETHERTYPE_VLAN;
-        match tag {
-            None => Head {
-                octets: [
-                    d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1, 0, 0, 0, 0,
-                ],
-                len: ETHERNET,
-            },
-            Some(tag) => {
-                let [g0, g1] = tag.to_be_bytes();
-                Head {
-                    octets: [
-                        d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, v0, v1, g0, g1, t0, t1,
-                    ],
-                    len: ETHERNET + TAG,
+/// Hands over the frame that has these addresses and EtherType, this tag or none, and behind that
+/// what is in `body` from `offset` on. `header` is for one without a tag.
+#[inline]
+fn hand_over(
+    ethernet: &[u8; ETHERNET],
+    tag: Option<u16>,
+    mut header: VirtioNetHdr,
+    body: Pieces<'_>,
+    offset: usize,
+    put: &mut impl FnMut(&Frame<'_>),
+) {
+    let tagged;
+    let head: &[u8] = match tag {
+        None => ethernet,
+        Some(tag) => {
+            if header.needs_csum() {
+                // Cannot wrap in a frame that is valid: the offset lies within 64 KiB of headers.
+                header.csum_start = header.csum_start.saturating_add(TAG as u16);
+                if header.hdr_len > 0 {
+                    header.hdr_len = header.hdr_len.saturating_add(TAG as u16);
                 }
             }
+            tagged = with_tag(ethernet, tag);
+            &tagged
         }
-    }
+    };
+    put(&Frame {
+        header,
+        head,
+        body,
+        offset,
+    });
+}
 
-    /// The frame that begins so, with `header` for one without a tag.
-    fn frame<'f>(&'f self, mut header: VirtioNetHdr, body: Pieces<'f>, offset: usize) -> Frame<'f> {
-        if self.len > ETHERNET && header.needs_csum() {
-            // Cannot wrap in a frame that is valid: the offset lies within 64 KiB of headers.
-            header.csum_start = header.csum_start.saturating_add(TAG as u16);
-            if header.hdr_len > 0 {
-                header.hdr_len = header.hdr_len.saturating_add(TAG as u16);
-            }
-        }
-        Frame {
-            header,
-            head: self.octets.get(..self.len).unwrap_or(&self.octets),
-            body,
-            offset,
-        }
-    }
+fn with_tag(ethernet: &[u8; ETHERNET], tag: u16) -> [u8; ETHERNET + TAG] {
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *ethernet;
+    let [v0, v1] = ETHERTYPE_VLAN;
+    let [g0, g1] = tag.to_be_bytes();
+    [
+        d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, v0, v1, g0, g1, t0, t1,
+    ]
 }
 
 /// Hands over a frame that lies in our own memory, without a tag, and needs nothing any more.
@@ -330,8 +335,7 @@ fn finished(frame: &[u8], tag: Option<u16>, put: &mut impl FnMut(&Frame<'_>)) {
     let Some(ethernet) = frame.first_chunk() else {
         return;
     };
-    let head = Head::new(ethernet, tag);
     Pieces::with_bytes(frame, |body| {
-        put(&head.frame(VirtioNetHdr::default(), body, ETHERNET));
+        hand_over(ethernet, tag, VirtioNetHdr::default(), body, ETHERNET, put);
     });
 }
