@@ -258,6 +258,9 @@ impl PackedRing {
     /// keeps the rules. It does not with a buffer outside guest memory, a writable descriptor before
     /// a readable one, an indirect table beside other descriptors, or more descriptors or pieces than
     /// [`MAX_CHAIN`].
+    ///
+    /// Not inlined: chains of one descriptor would pay for it, too.
+    #[inline(never)]
     fn follow<'a>(
         &'a self,
         first: u16,

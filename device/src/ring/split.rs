@@ -68,6 +68,11 @@ fn passes(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
+/// Flags of a descriptor, of which this is what follows the address.
+fn flags(rest: u64) -> u16 {
+    (rest >> 32) as u16
+}
+
 impl Take for SplitRing {
     #[inline]
     fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
@@ -80,7 +85,13 @@ impl Take for SplitRing {
             return Err(RingError::BadHead(head));
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        let whole = self.walk(head, to).is_some();
+        let whole = match self.desc.view().read_descriptor(usize::from(head)) {
+            Some([addr, rest]) if flags(rest) & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 => {
+                to.put(flags(rest) & DESC_F_WRITE != 0, addr, rest as u32)
+            }
+            _ => self.walk(head, to),
+        };
+        let whole = whole.is_some();
         Ok(Some((head, whole)))
     }
 }
@@ -171,7 +182,9 @@ impl SplitRing {
     ///
     /// An indirect table may be larger than the ring: no driver should make such (2.7.5.3.1), but
     /// Linux does where the ring is small, and QEMU and vhost take them.
-    #[inline]
+    ///
+    /// Not inlined: chains of one descriptor would pay for it, too.
+    #[inline(never)]
     fn walk(&self, head: u16, to: &mut impl Collect) -> Option<()> {
         let mut table = self.desc.view();
         let mut entries = u32::from(self.size);
@@ -187,7 +200,7 @@ impl SplitRing {
             }
             // struct virtq_desc: an address, and length, flags and next together.
             let [addr, rest] = table.read_descriptor(usize::from(index))?;
-            let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
+            let (len, flags, next) = (rest as u32, flags(rest), (rest >> 48) as u16);
             if flags & DESC_F_INDIRECT != 0 {
                 let size = len as usize;
                 if nested
