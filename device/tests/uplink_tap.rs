@@ -16,7 +16,9 @@ use ferronic::uplink::tap::TapErrorKind;
 use ferronic::uplink::{
     Negotiated, OpenOptions, Received, Sent, Uplink, UplinkError, UplinkQueue, open,
 };
+use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
+use rustix::io::retry_on_intr;
 
 mod uplink_support;
 use uplink_support::*;
@@ -451,14 +453,11 @@ fn taking_the_interface_down_is_noticed_and_so_is_deleting_it() {
             tv_nsec: 100_000_000,
         };
         let mut wakes = 0;
-        while epoll::wait(
-            &watched,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&moment),
-        )
-        .unwrap()
-            > 0
-        {
+        let wake = |events: &mut Vec<epoll::Event>| {
+            // A process that is stopped and goes on is interrupted.
+            retry_on_intr(|| epoll::wait(&watched, spare_capacity(events), Some(&moment))).unwrap()
+        };
+        while wake(&mut events) > 0 {
             wakes += 1;
             assert!(wakes < 10, "a busy loop");
             assert_eq!(receive(&mut *queue), Err(Received::Empty));

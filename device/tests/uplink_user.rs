@@ -18,6 +18,7 @@ use ferronic::uplink::{
     Negotiated, OpenOptions, Received, Sent, Uplink, UplinkError, UplinkQueue, open,
 };
 use rustix::event::{Timespec, epoll};
+use rustix::io::retry_on_intr;
 use tempfile::TempDir;
 
 mod uplink_support;
@@ -116,8 +117,12 @@ impl Watcher {
     fn called(&self, patience: Duration) -> bool {
         let mut events = Vec::with_capacity(4);
         let patience = Timespec::try_from(patience).unwrap();
-        let room = rustix::buffer::spare_capacity(&mut events);
-        epoll::wait(&self.0, room, Some(&patience)).unwrap() > 0
+        // A process that is stopped and goes on is interrupted.
+        let called = retry_on_intr(|| {
+            let room = rustix::buffer::spare_capacity(&mut events);
+            epoll::wait(&self.0, room, Some(&patience))
+        });
+        called.unwrap() > 0
     }
 
     /// Waits until the queue has not called for a while.
