@@ -27,6 +27,8 @@ const TO_SEGMENT: VirtioNetHdr = VirtioNetHdr {
     csum_start: 34,
     csum_offset: 16,
     num_buffers: 0,
+    hash_value: 0,
+    hash_report: 0,
 };
 
 /// A TCP segment over IPv4 with so much payload.

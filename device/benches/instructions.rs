@@ -6,8 +6,8 @@
 //! do is not counted but for the uplink's copy. Before anything is counted some rounds go through, so
 //! that nothing is done for the first time.
 //!
-//! Without an argument it prints the names of its loads, a line each; with one of them it moves
-//! [`PACKETS`] packets of it, and ends badly if not all have arrived.
+//! Without an argument it prints its loads, a line each: the name, and how many packets are moved while
+//! it is counted. With a name it moves them, and ends badly if not all have arrived.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,10 +28,8 @@ use support::{Memory, MemoryUplink, Ring, SIZE};
 
 /// Rounds before those that are counted.
 const WARM_UP: usize = 2;
-/// Rounds that are counted, of as many packets as a ring has entries.
-const ROUNDS: usize = 8;
-/// Packets that are counted. The lab's test has the same number.
-const PACKETS: usize = ROUNDS * SIZE as usize;
+/// Packets that are counted, in rounds of as many as the rings have entries; at least one round.
+const PACKETS: usize = 2048;
 /// Octets of frames.
 const FRAMES: [usize; 2] = [64, 1514];
 /// Octets of the virtio-net header.
@@ -58,18 +56,43 @@ const WAYS: [(Way, &str); 3] = [
     (Way::Across, "across"),
 ];
 
+/// What is moved, and how much there is around it.
+#[derive(Clone, Copy)]
+struct Load {
+    way: Way,
+    packed: bool,
+    /// Octets of a frame.
+    frame: usize,
+    /// Entries of a ring.
+    size: u16,
+    /// Queue pairs of the NIC, all of them busy.
+    pairs: u16,
+    /// Ports of the switch, two of them busy.
+    ports: usize,
+}
+
+impl Load {
+    fn rounds(self) -> usize {
+        (PACKETS / usize::from(self.size)).max(1)
+    }
+
+    fn packets(self) -> usize {
+        self.rounds() * usize::from(self.size) * usize::from(self.pairs)
+    }
+}
+
 /// A device that is ready to move packets of one kind.
 struct Bench {
     /// The one that takes turns.
     device: Dataplane,
     rings: Vec<Ring>,
-    /// Packets that the uplink is to bring.
-    coming: Option<Arc<AtomicUsize>>,
+    /// Packets that the uplink is to bring, for each queue.
+    coming: Vec<Arc<AtomicUsize>>,
     /// The NIC at which packets arrive.
     nic: Arc<Nic>,
-    way: Way,
+    load: Load,
     /// What is there to be driven, and has nothing to do.
-    _idle: Option<Dataplane>,
+    _idle: Vec<Dataplane>,
 }
 
 fn negotiate(device: &Dataplane, packed: bool) {
@@ -104,70 +127,84 @@ fn front(to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
 }
 
 impl Bench {
-    fn new(way: Way, packed: bool, frame: usize) -> Self {
-        match way {
-            Way::Transmit | Way::Receive => Bench::with_uplink(way, packed, frame),
-            Way::Across => Bench::with_switch(packed, frame),
+    fn new(load: Load) -> Self {
+        match load.way {
+            Way::Transmit | Way::Receive => Bench::with_uplink(load),
+            Way::Across => Bench::with_switch(load),
         }
     }
 
-    fn with_uplink(way: Way, packed: bool, frame: usize) -> Self {
-        let coming = Arc::<AtomicUsize>::default();
+    fn with_uplink(load: Load) -> Self {
+        let (packed, octets) = (load.packed, HEADER + load.frame);
         let mut packet = front(OWN, STATION);
-        packet.resize(HEADER + frame, 0);
-        let uplink = MemoryUplink(Some(Memory {
-            coming: Arc::clone(&coming),
+        packet.resize(octets, 0);
+        let coming: Vec<Arc<AtomicUsize>> = (0..load.pairs).map(|_| Arc::default()).collect();
+        let queue = |coming| Memory {
+            coming: Arc::clone(coming),
             ready: None,
-            packet,
-        }));
-        let nic = support::nic();
+            packet: packet.clone(),
+        };
+        let uplink = MemoryUplink(coming.iter().map(queue).collect());
+        let nic = support::nic(load.pairs);
         let device = Dataplane::new(nic.clone(), Box::new(uplink), &Workers::default()).unwrap();
         negotiate(&device, packed);
-        let (index, ring) = match way {
-            Way::Receive => (0, Ring::receive(packed)),
-            _ => (1, Ring::transmit(packed, HEADER + frame)),
+        let receives = matches!(load.way, Way::Receive);
+        let ring = |pair| {
+            let (index, ring) = match receives {
+                true => (2 * pair, Ring::receive(packed, load.size)),
+                false => (2 * pair + 1, Ring::transmit(packed, load.size, octets)),
+            };
+            ring.fill(&front(STATION, OWN));
+            start(&device, index, &ring);
+            ring
         };
-        ring.fill(&front(STATION, OWN));
-        start(&device, index, &ring);
+        let rings = (0..usize::from(load.pairs)).map(ring).collect();
         Bench {
+            rings,
             device,
-            rings: vec![ring],
-            coming: matches!(way, Way::Receive).then_some(coming),
+            coming: if receives { coming } else { Vec::new() },
             nic,
-            way,
-            _idle: None,
+            load,
+            _idle: Vec::new(),
         }
     }
 
-    fn with_switch(packed: bool, frame: usize) -> Self {
+    fn with_switch(load: Load) -> Self {
+        let (packed, octets) = (load.packed, HEADER + load.frame);
         let switch = Switch::new();
-        let [(device, _), (receiver, nic)] = ["a", "b"].map(|name| {
-            let nic = support::nic();
-            let port = switch.add(name, nic.clone(), VlanMode::default()).unwrap();
+        let port = |number: usize| {
+            let nic = support::nic(1);
+            let name = format!("port{number}");
+            let port = switch.add(&name, nic.clone(), VlanMode::default()).unwrap();
             let device = Dataplane::new(nic.clone(), Box::new(port), &Workers::default()).unwrap();
-            switch.connect(name, device.inlets());
+            switch.connect(&name, device.inlets());
             negotiate(&device, packed);
             (device, nic)
-        });
-        // The switch learns where the receiver is; nobody takes what this one says.
-        let mut greeting = Ring::transmit(packed, HEADER + frame);
-        greeting.fill(&front(OWN, STATION));
-        greeting.offer_all();
-        start(&receiver, 1, &greeting);
-        while receiver.turn() {}
-
-        let transmit = Ring::transmit(packed, HEADER + frame);
+        };
+        let (device, _) = port(0);
+        let (receiver, nic) = port(1);
+        let mut idle = vec![receiver];
+        idle.extend((2..load.ports).map(|number| port(number).0));
+        // The switch learns what is behind each; nobody takes what they say.
+        for (port, number) in idle.iter().zip(STATION[5]..) {
+            let mut greeting = Ring::transmit(packed, SIZE, octets);
+            greeting.fill(&front(OWN, [2, 0, 0, 0, 0, number]));
+            greeting.offer_all();
+            start(port, 1, &greeting);
+            turns(port);
+        }
+        let transmit = Ring::transmit(packed, load.size, octets);
         transmit.fill(&front(STATION, OWN));
         start(&device, 1, &transmit);
-        let receive = Ring::receive(packed);
-        start(&receiver, 0, &receive);
+        let receive = Ring::receive(packed, load.size);
+        start(&idle[0], 0, &receive);
         Bench {
             device,
             rings: vec![transmit, receive],
-            coming: None,
+            coming: Vec::new(),
             nic,
-            way: Way::Across,
-            _idle: Some(receiver),
+            load,
+            _idle: idle,
         }
     }
 
@@ -176,19 +213,18 @@ impl Bench {
         for ring in &mut self.rings {
             ring.offer_all();
         }
-        if let Some(coming) = &self.coming {
-            coming.store(SIZE.into(), Ordering::Relaxed);
+        for coming in &self.coming {
+            coming.store(self.load.size.into(), Ordering::Relaxed);
         }
     }
 
     /// Packets that have gone all the way.
     fn arrived(&self) -> usize {
-        let counters = &self.nic.counters[0];
-        let queue = match self.way {
-            Way::Transmit => &counters.tx,
-            Way::Receive | Way::Across => &counters.rx,
-        };
-        queue.packets.get() as usize
+        let packets = self.nic.counters.iter().map(|pair| match self.load.way {
+            Way::Transmit => pair.tx.packets.get(),
+            Way::Receive | Way::Across => pair.rx.packets.get(),
+        });
+        packets.sum::<u64>() as usize
     }
 }
 
@@ -202,37 +238,66 @@ fn counted_turns(device: &Dataplane) {
     turns(device);
 }
 
-/// All loads, with their names.
-fn loads() -> impl Iterator<Item = (String, Way, bool, usize)> {
-    WAYS.into_iter().flat_map(|(way, verb)| {
-        [(false, "split"), (true, "packed")]
-            .into_iter()
-            .flat_map(move |(packed, form)| {
-                let load = move |frame| (format!("{verb}-{form}-{frame}"), way, packed, frame);
-                FRAMES.into_iter().map(load)
-            })
-    })
+/// All loads, with their names: all ways that packets go, and then more and more around them, which
+/// should not make packets dearer.
+fn loads() -> Vec<(String, Load)> {
+    let mut loads = Vec::new();
+    for (way, verb) in WAYS {
+        for (packed, form) in [(false, "split"), (true, "packed")] {
+            let usual = |frame| Load {
+                way,
+                packed,
+                frame,
+                size: SIZE,
+                pairs: 1,
+                ports: 2,
+            };
+            let mut add = |what: String, load| loads.push((format!("{verb}-{form}-{what}"), load));
+            for frame in FRAMES {
+                add(frame.to_string(), usual(frame));
+            }
+            let small = usual(FRAMES[0]);
+            for size in [64, 32768] {
+                add(format!("ring-{size}"), Load { size, ..small });
+            }
+            if matches!(way, Way::Across) {
+                for ports in [8, 64] {
+                    add(format!("ports-{ports}"), Load { ports, ..small });
+                }
+            } else {
+                for pairs in [8, 31] {
+                    add(format!("pairs-{pairs}"), Load { pairs, ..small });
+                }
+            }
+        }
+    }
+    loads
 }
 
 fn main() {
     let Some(wanted) = std::env::args().nth(1).filter(|arg| arg != "--bench") else {
-        for (name, ..) in loads() {
-            println!("{name}");
+        for (name, load) in loads() {
+            println!("{name} {}", load.packets());
         }
         return;
     };
-    let (_, way, packed, frame) = loads()
-        .find(|(name, ..)| *name == wanted)
+    let (_, load) = loads()
+        .into_iter()
+        .find(|(name, _)| *name == wanted)
         .expect("the argument is a load's name");
-    let mut bench = Bench::new(way, packed, frame);
+    let mut bench = Bench::new(load);
     for _ in 0..WARM_UP {
         bench.prepare();
         turns(&bench.device);
     }
     let before = bench.arrived();
-    for _ in 0..ROUNDS {
+    for _ in 0..load.rounds() {
         bench.prepare();
         counted_turns(&bench.device);
     }
-    assert_eq!(bench.arrived() - before, PACKETS, "packets were lost");
+    assert_eq!(
+        bench.arrived() - before,
+        load.packets(),
+        "packets were lost"
+    );
 }

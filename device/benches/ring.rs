@@ -40,7 +40,7 @@ fn chains(c: &mut Criterion) {
         ("packed: pop, push; publish 32, in order", true, true, 32),
     ] {
         group.bench_function(name, |b| {
-            let mut driver = Ring::transmit(packed, PACKET);
+            let mut driver = Ring::transmit(packed, SIZE, PACKET);
             let (map, layout, start) = (&driver.map, driver.layout, driver.start());
             let format = Format { packed, batches };
             let mut ring = virtqueue::Ring::new(format, map, layout, start).unwrap();
@@ -95,18 +95,18 @@ impl Worker {
         let ready = Arc::new(event());
         let mut packet = vec![0; PACKET];
         packet[12..18].fill(0xff);
-        let uplink = MemoryUplink(Some(Memory {
+        let uplink = MemoryUplink(vec![Memory {
             coming: Arc::clone(&coming),
             ready: Some(Arc::clone(&ready)),
             packet,
-        }));
+        }]);
         let workers = Workers::default();
-        let dataplane = Dataplane::start(support::nic(), Box::new(uplink), &workers).unwrap();
+        let dataplane = Dataplane::start(support::nic(1), Box::new(uplink), &workers).unwrap();
         dataplane.negotiate(Features(features.iter().fold(0, |set, bit| set | 1 << bit)));
         let packed = features.contains(&VIRTIO_F_RING_PACKED);
         let ring = match receives {
-            true => Ring::receive(packed),
-            false => Ring::transmit(packed, PACKET),
+            true => Ring::receive(packed, SIZE),
+            false => Ring::transmit(packed, SIZE, PACKET),
         };
         let (kick, call) = (event(), event());
         let setup = RingSetup {

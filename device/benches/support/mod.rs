@@ -15,7 +15,7 @@ use ferronic::ring::virtqueue::{Layout, Start};
 use ferronic::uplink::{Negotiated, Received, Sent, Uplink, UplinkQueue};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// Entries of a ring, all of which a round uses.
+/// Entries of a usual ring, all of which a round uses.
 pub const SIZE: u16 = 256;
 /// Octets of a receive buffer.
 const RECEIVE_BUFFER: u32 = 1536;
@@ -33,28 +33,31 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A receive ring.
-    pub fn receive(packed: bool) -> Self {
-        Ring::new(packed, (RECEIVE_BUFFER, 2))
+    /// A receive ring of so many entries.
+    pub fn receive(packed: bool, size: u16) -> Self {
+        Ring::new(packed, size, (RECEIVE_BUFFER, 2))
     }
 
-    /// A transmit ring of packets of so many octets with their header.
-    pub fn transmit(packed: bool, packet: usize) -> Self {
-        Ring::new(packed, (packet as u32, 0))
+    /// A transmit ring of so many entries, for packets of so many octets with their header.
+    pub fn transmit(packed: bool, size: u16, packet: usize) -> Self {
+        Ring::new(packed, size, (packet as u32, 0))
     }
 
-    fn new(packed: bool, buffer: (u32, u16)) -> Self {
-        let guest = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x40_0000)]).unwrap();
+    fn new(packed: bool, size: u16, buffer: (u32, u16)) -> Self {
+        let octets = BUFFERS + STRIDE * u64::from(size);
+        let ranges = [(GuestAddress(0), octets as usize)];
+        let guest = GuestMemoryMmap::from_ranges(&ranges).unwrap();
         let map = Arc::new(MemoryMap::new(Arc::new(guest)).unwrap());
+        // Far enough from each other for 32768 entries.
         let layout = Layout {
-            size: SIZE,
+            size,
             desc: 0,
-            avail: 0x1_0000,
-            used: 0x2_0000,
+            avail: 0x8_0000,
+            used: 0xa_0000,
             event_idx: true,
         };
         let memory = map.guest();
-        for i in 0..SIZE {
+        for i in 0..size {
             let at = 16 * u64::from(i);
             let addr = BUFFERS + STRIDE * u64::from(i);
             memory.write_obj(addr, GuestAddress(at)).unwrap();
@@ -82,7 +85,7 @@ impl Ring {
     /// Writes the same octets to the beginning of all buffers.
     pub fn fill(&self, octets: &[u8]) {
         let memory = self.map.guest();
-        for i in 0..u64::from(SIZE) {
+        for i in 0..u64::from(self.layout.size) {
             let at = GuestAddress(BUFFERS + STRIDE * i);
             memory.write_slice(octets, at).unwrap();
         }
@@ -90,22 +93,23 @@ impl Ring {
 
     /// Makes all chains available again, and asks for an interrupt when the last is used.
     pub fn offer_all(&mut self) {
-        self.offered = self.offered.wrapping_add(SIZE);
+        let size = self.layout.size;
+        self.offered = self.offered.wrapping_add(size);
         let memory = self.map.guest();
         if self.packed {
-            let wrap = u16::from((self.offered / SIZE) % 2 == 1);
+            let wrap = u16::from((self.offered / size) % 2 == 1);
             let flags = self.buffer.1 | wrap << 7 | (1 - wrap) << 15;
-            for i in 0..SIZE {
+            for i in 0..size {
                 let at = 16 * u64::from(i);
                 let rest = u64::from(self.buffer.0) | u64::from(i) << 32 | u64::from(flags) << 48;
                 memory.write_obj(rest, GuestAddress(at + 8)).unwrap();
             }
-            let event = [(SIZE - 1) | (wrap << 15), 2];
+            let event = [(size - 1) | (wrap << 15), 2];
             let at = GuestAddress(self.layout.avail);
             memory.write_obj(event, at).unwrap();
             return;
         }
-        let last = GuestAddress(self.layout.avail + 4 + 2 * u64::from(SIZE));
+        let last = GuestAddress(self.layout.avail + 4 + 2 * u64::from(size));
         memory
             .write_obj(self.offered.wrapping_sub(1), last)
             .unwrap();
@@ -145,9 +149,9 @@ impl UplinkQueue for Memory {
     }
 }
 
-/// The uplink that has this one queue.
+/// The uplink that has these queues.
 #[derive(Debug)]
-pub struct MemoryUplink(pub Option<Memory>);
+pub struct MemoryUplink(pub Vec<Memory>);
 
 impl Uplink for MemoryUplink {
     fn offloads(&self) -> Offloads {
@@ -155,8 +159,8 @@ impl Uplink for MemoryUplink {
     }
 
     fn take_queues(&mut self) -> Vec<Box<dyn UplinkQueue>> {
-        let queue = self.0.take().into_iter();
-        queue.map(|queue| Box::new(queue) as Box<_>).collect()
+        let queues = std::mem::take(&mut self.0).into_iter();
+        queues.map(|queue| Box::new(queue) as Box<_>).collect()
     }
 
     fn negotiate(&self, _: Negotiated) -> io::Result<()> {
@@ -164,13 +168,13 @@ impl Uplink for MemoryUplink {
     }
 }
 
-/// A NIC of one queue pair.
-pub fn nic() -> Arc<Nic> {
+/// A NIC of so many queue pairs.
+pub fn nic(queue_pairs: u16) -> Arc<Nic> {
     Arc::new(Nic::new(NicConfig {
         mac: "52:54:00:12:34:56".parse().unwrap(),
         mtu: 1500,
         speed: 10_000,
-        queue_pairs: 1,
+        queue_pairs,
         packed: true,
         rss: true,
         hash_report: true,

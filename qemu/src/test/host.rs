@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The repository's own tests, by `cargo test`, whether its documentation can be made, and what a packet
-//! costs.
+//! The repository's own tests, by `cargo test`, whether benches and documentation can be made, and what a
+//! packet costs.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -15,7 +15,8 @@ use crate::sandbox::tool::ToolRoot;
 type Test = fn(&Cache) -> Result<()>;
 
 /// The tests here that are none of cargo's.
-const TESTS: [(&str, Test); 2] = [
+const TESTS: [(&str, Test); 3] = [
+    ("host::benches_compile", benches_compile),
     ("host::documentation_is_whole", documentation_is_whole),
     (
         "host::packets_cost_no_more_instructions",
@@ -40,6 +41,13 @@ pub fn run(filter: Option<&str>, tools: &ToolRoot, cache: &Cache) -> Result<Coun
         }
     }
     Ok(counts)
+}
+
+/// Cargo's tests leave out those that are run by nothing but `cargo bench`.
+fn benches_compile(_: &Cache) -> Result<()> {
+    let mut command = Command::new(lab::cargo());
+    command.args(["check", "--workspace", "--benches", "--quiet"]);
+    quiet(command.current_dir(lab::workspace()))
 }
 
 /// Links that lead nowhere, or to what readers do not see, show only when it is made.

@@ -24,8 +24,6 @@ use crate::sandbox::tool::ToolRoot;
 
 /// The figures that are known, from the repository's root.
 const FIGURES: &str = "device/benches/instructions.txt";
-/// Packets that the bench moves while it is counted.
-const PACKETS: u64 = 2048;
 /// The function of the bench that is counted, with all that it calls.
 const COUNTED: &str = "--toggle-collect=*counted_turns*";
 /// By how many percent a figure may differ from the known one,
@@ -170,7 +168,9 @@ fn count_all(valgrind: &ToolRoot, bench: &Path) -> Result<BTreeMap<String, f64>>
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     let out = directory.path().join("callgrind.out");
     let mut loads = BTreeMap::new();
-    for load in names.lines() {
+    for line in names.lines() {
+        let (load, packets) = line.split_once(' ').context("a load without a number")?;
+        let packets: u64 = packets.parse().with_context(|| line.to_owned())?;
         // Debian's `valgrind` is a script around this, and no shell is there.
         let mut command = valgrind.command("valgrind.bin");
         command.args(["-q", "--tool=callgrind", COUNTED]);
@@ -179,7 +179,7 @@ fn count_all(valgrind: &ToolRoot, bench: &Path) -> Result<BTreeMap<String, f64>>
         let text = fs::read_to_string(&out).context("cannot read what callgrind has counted")?;
         let instructions = in_object(&text, bench)?;
         ensure!(instructions > 0, "{load}: callgrind has counted nothing");
-        loads.insert(load.to_owned(), instructions as f64 / PACKETS as f64);
+        loads.insert(load.to_owned(), instructions as f64 / packets as f64);
     }
     Ok(loads)
 }
