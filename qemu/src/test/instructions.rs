@@ -93,9 +93,9 @@ impl Figures {
 impl std::fmt::Display for Figures {
     /// As in the file.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:20}{:>8}", "rustc", self.rustc)?;
+        write!(f, "{:26}{:>8}", "rustc", self.rustc)?;
         for (load, figure) in &self.loads {
-            write!(f, "\n{load:20}{figure:>8.1}")?;
+            write!(f, "\n{load:26}{figure:>8.1}")?;
         }
         Ok(())
     }
@@ -137,18 +137,25 @@ fn compare(known: &Figures, found: &Figures) -> (String, String) {
 fn build() -> Result<PathBuf> {
     /// What cargo says of what it has built.
     #[derive(Deserialize)]
-    struct Message {
+    struct Artifact {
+        target: Target,
         executable: Option<PathBuf>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
     }
     let step = Step::start("building the bench that is counted");
     let mut command = Command::new(lab::cargo());
     command.args(["bench", "--no-run", "--message-format", "json"]);
     command.args(["--package", "ferronic", "--bench", "instructions"]);
     let stdout = run(command.current_dir(lab::workspace()))?;
+    // The program `ferronic` is built, too, before it or after it.
     let found = stdout
         .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
-        .next_back();
+        .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
+        .find(|artifact| artifact.target.name == "instructions")
+        .and_then(|artifact| artifact.executable);
     step.done();
     found.context("cargo has not said where the bench is")
 }
