@@ -211,8 +211,10 @@ impl Delivery {
         self.0.lose(reason, 1);
     }
 
-    /// Lets others who wait for the inlet go first.
+    /// Shows the driver what was put in so far, so that it may have taken it and given buffers back
+    /// before the turn is over, and lets others who wait for the inlet go first.
     pub fn yield_now(&mut self) {
+        self.0.show();
         ArcMutexGuard::bump(&mut self.0);
     }
 
