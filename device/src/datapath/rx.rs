@@ -87,12 +87,19 @@ impl Sorter<'_> {
     fn sort(&self, room: &mut PiecesMut<'_>, header_len: usize, len: usize) -> Arrival {
         let frame_len = len.saturating_sub(header_len);
         let mut octets = [0; HEADERS];
-        let seen = match self.hashing {
-            Some(_) => HEADERS,
-            None => ETHERNET_HEADER,
+        let octets = match octets.first_chunk_mut::<ETHERNET_HEADER>() {
+            // A length that the compiler knows.
+            Some(octets) if self.hashing.is_none() && frame_len >= ETHERNET_HEADER => {
+                room.copy_to(header_len, octets);
+                &mut octets[..]
+            }
+            _ => {
+                let seen = frame_len.min(HEADERS);
+                let octets = octets.get_mut(..seen).unwrap_or_default();
+                room.copy_to(header_len, octets);
+                octets
+            }
         };
-        let octets = octets.get_mut(..seen.min(frame_len)).unwrap_or_default();
-        room.copy_to(header_len, octets);
         if !self.filter.accepts(octets) {
             return Arrival::Lost(DropReason::Filtered);
         }
@@ -333,17 +340,30 @@ impl Receiver {
     /// ring counts on order.
     #[inline]
     fn give_back_bad(&mut self, counters: &QueueCounters) -> bool {
-        let mut some = false;
-        while let Some(front) = self.taken.front()
-            && front.len < self.format.header_len
+        let some = self.front_is_bad();
+        if some {
+            self.give_back_front(counters);
+        }
+        some
+    }
+
+    #[inline]
+    fn front_is_bad(&self) -> bool {
+        let header_len = self.format.header_len;
+        self.taken
+            .front()
+            .is_some_and(|front| front.len < header_len)
+    }
+
+    #[cold]
+    fn give_back_front(&mut self, counters: &QueueCounters) {
+        while self.front_is_bad()
+            && let Some(front) = self.taken.pop_front()
         {
             counters.drops.add(DropReason::BadDescriptor);
             self.pieces.remove_front(front.pieces);
             self.ring.push(front.head, 0);
-            self.taken.pop_front();
-            some = true;
         }
-        some
     }
 
     fn receive(
@@ -391,7 +411,40 @@ impl Receiver {
     }
 
     /// Hands the packet of `len` octets that lies in the first buffers to the driver.
+    #[inline]
     fn deliver(&mut self, len: usize, counters: &QueueCounters) {
+        match self.taken.front() {
+            // Nearly always one buffer is enough for it.
+            Some(&Taken {
+                head,
+                len: room,
+                pieces: 1,
+            }) if room >= len => {
+                self.taken.pop_front();
+                self.count_buffers(1);
+                // `len` is at most LARGEST, so it fits.
+                self.ring.push(head, len as u32);
+                self.pieces.remove_first();
+            }
+            _ => self.deliver_merged(len),
+        }
+        counters.packets.add(1);
+        counters
+            .bytes
+            .add(len.saturating_sub(self.format.header_len) as u64);
+    }
+
+    /// Writes into the first buffer how many there are.
+    #[inline]
+    fn count_buffers(&mut self, buffers: u16) {
+        if self.format.header_len > NUM_BUFFERS {
+            self.pieces
+                .room()
+                .copy_from(NUM_BUFFERS, &buffers.to_le_bytes());
+        }
+    }
+
+    fn deliver_merged(&mut self, len: usize) {
         let mut left = len;
         let mut pieces = 0;
         let mut buffers: u16 = 0;
@@ -407,15 +460,7 @@ impl Receiver {
                 break;
             }
         }
-        if self.format.header_len > NUM_BUFFERS {
-            self.pieces
-                .room()
-                .copy_from(NUM_BUFFERS, &buffers.to_le_bytes());
-        }
+        self.count_buffers(buffers);
         self.pieces.remove_front(pieces);
-        counters.packets.add(1);
-        counters
-            .bytes
-            .add(len.saturating_sub(self.format.header_len) as u64);
     }
 }

@@ -18,6 +18,7 @@ use std::marker::PhantomData;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
@@ -121,7 +122,11 @@ impl MemoryMap {
     #[inline]
     fn locate(&self, addr: u64) -> Option<(NonNull<u8>, u64)> {
         self.regions.iter().find_map(|region| {
-            let offset = addr.checked_sub(region.start).filter(|&o| o < region.len)?;
+            // Of an address before the region this is more than any region has.
+            let offset = addr.wrapping_sub(region.start);
+            if offset >= region.len {
+                return None;
+            }
             // SAFETY: offset < len, so the result is inside the mapping (invariant of Region).
             // The cast cannot truncate: the mapping exists, so its length fits usize.
             let host = unsafe { region.host.add(offset as usize) };
@@ -147,7 +152,8 @@ impl MemoryMap {
     pub(super) fn gather(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
         // Nearly always it lies in one region.
         if let Some((host, room)) = self.locate(addr)
-            && (1..=room).contains(&u64::from(len))
+            && len > 0
+            && u64::from(len) <= room
         {
             pieces.push(libc::iovec {
                 iov_base: host.as_ptr().cast(),
@@ -309,17 +315,20 @@ impl Window {
     /// Descriptor `index` of a window that is a descriptor ring; `None` outside the window, or where
     /// that is not aligned.
     #[inline]
-    pub fn descriptor(&self, index: u16) -> Option<Descriptor<'_>> {
-        let index = usize::from(index);
-        if index >= self.len / DESCRIPTOR || !self.host.as_ptr().addr().is_multiple_of(8) {
-            return None;
+    pub fn descriptor(&self, index: u16) -> Option<&Descriptor> {
+        self.descriptors().get(usize::from(index))
+    }
+
+    /// All descriptors of a window that is a descriptor ring; none where that is not aligned.
+    #[inline]
+    pub fn descriptors(&self) -> &[Descriptor] {
+        if !self.host.as_ptr().addr().is_multiple_of(8) {
+            return &[];
         }
-        // SAFETY: so many descriptors, and this one, are inside the window, whose octets are mapped for
-        // the life of `self`; it is aligned (both just checked), and shared memory of the guest, which
-        // is only ever accessed atomically or by volatile copies.
-        Some(Descriptor(unsafe {
-            self.host.cast::<[AtomicU64; 2]>().add(index).as_ref()
-        }))
+        // SAFETY: so many descriptors are inside the window, whose octets are mapped for the life of
+        // `self`; it is aligned (just checked), and shared memory of the guest, which is only ever
+        // accessed atomically or by volatile copies.
+        unsafe { slice::from_raw_parts(self.host.as_ptr().cast(), self.len / DESCRIPTOR) }
     }
 
     /// Writes a little-endian 32-bit field; outside the window, or misaligned, it does nothing.
@@ -335,25 +344,26 @@ impl Window {
 }
 
 /// A descriptor in a descriptor ring, which the guest may be changing: two little-endian 64-bit fields.
-#[derive(Clone, Copy, Debug)]
-pub struct Descriptor<'w>(&'w [AtomicU64; 2]);
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Descriptor([AtomicU64; 2]);
 
-impl Descriptor<'_> {
+impl Descriptor {
     /// The buffer's address.
     #[inline]
-    pub fn addr(self) -> u64 {
+    pub fn addr(&self) -> u64 {
         u64::from_le(self.0[0].load(Ordering::Relaxed))
     }
 
     /// What is behind the address.
     #[inline]
-    pub fn word(self, order: Ordering) -> u64 {
+    pub fn word(&self, order: Ordering) -> u64 {
         u64::from_le(self.0[1].load(order))
     }
 
     /// Writes what is behind the address.
     #[inline]
-    pub fn set_word(self, word: u64, order: Ordering) {
+    pub fn set_word(&self, word: u64, order: Ordering) {
         self.0[1].store(word.to_le(), order);
     }
 }

@@ -28,7 +28,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::memory::{Descriptor, MemoryMap, Window};
 use super::virtqueue::{
-    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Layout, MAX_CHAIN, MAX_SIZE,
+    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, First, Layout, MAX_CHAIN, MAX_SIZE,
     RingError, Take,
 };
 
@@ -95,8 +95,7 @@ fn word_flags(word: u64) -> u16 {
 }
 
 /// Takes the buffer of a descriptor with this length, id and flags.
-#[inline]
-fn element(descriptor: Descriptor<'_>, word: u64, to: &mut impl Collect) -> Option<()> {
+fn element(descriptor: &Descriptor, word: u64, to: &mut impl Collect) -> Option<()> {
     let writable = word_flags(word) & DESC_F_WRITE != 0;
     to.put(writable, descriptor.addr(), word_len(word))
 }
@@ -133,28 +132,39 @@ pub struct PackedRing {
 
 impl Take for PackedRing {
     #[inline]
+    fn first(&mut self) -> Result<Option<First>, RingError> {
+        let Some(descriptor) = self.desc.descriptor(self.next_avail.slot) else {
+            return Ok(None);
+        };
+        // Acquire: what the driver wrote before these flags is read after (2.8.20.1).
+        let word = descriptor.word(Ordering::Acquire);
+        let flags = word_flags(word);
+        let first = self.next_avail.is_available(flags).then(|| First {
+            head: word_id(word),
+            addr: descriptor.addr(),
+            len: word_len(word),
+            flags,
+        });
+        Ok(first)
+    }
+
+    #[inline]
+    fn take_first(&mut self) {
+        self.took(1);
+    }
+
     fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
         let at = self.next_avail;
         let Some(descriptor) = self.desc.descriptor(at.slot) else {
             return Ok(None);
         };
-        // Acquire: what the driver wrote before these flags is read after (2.8.20.1).
-        let first = descriptor.word(Ordering::Acquire);
-        let flags = word_flags(first);
-        if !at.is_available(flags) {
+        // As in `first`.
+        let word = descriptor.word(Ordering::Acquire);
+        if !at.is_available(word_flags(word)) {
             return Ok(None);
         }
-        let (id, count, whole) = if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 {
-            let whole = element(descriptor, first, to).is_some();
-            (word_id(first), 1, whole)
-        } else {
-            self.follow(at.slot, descriptor, first, to)?
-        };
-        if let Some(slot) = self.counts.get_mut(usize::from(at.slot)) {
-            *slot = count;
-        }
-        self.next_avail = self.after(at, count);
-        self.popped += 1;
+        let (id, count, whole) = self.follow(at.slot, descriptor, word, to)?;
+        self.took(count);
         Ok(Some((id, whole)))
     }
 }
@@ -253,18 +263,26 @@ impl PackedRing {
         self.counts.get(usize::from(slot)).copied().unwrap_or(1)
     }
 
+    /// Notes that the next chain was taken, and how many descriptors it has.
+    #[inline]
+    fn took(&mut self, count: u16) {
+        let at = self.next_avail;
+        if let Some(slot) = self.counts.get_mut(usize::from(at.slot)) {
+            *slot = count;
+        }
+        self.next_avail = self.after(at, count);
+        self.popped += 1;
+    }
+
     /// Follows a chain (2.8.6) to its end, whatever is wrong with it: its id is in the last
     /// descriptor, and the next one begins behind. Gives id, number of descriptors and whether it
     /// keeps the rules. It does not with a buffer outside guest memory, a writable descriptor before
     /// a readable one, an indirect table beside other descriptors, or more descriptors or pieces than
     /// [`MAX_CHAIN`].
-    ///
-    /// Not inlined: chains of one descriptor would pay for it, too.
-    #[inline(never)]
     fn follow<'a>(
         &'a self,
         first: u16,
-        mut descriptor: Descriptor<'a>,
+        mut descriptor: &'a Descriptor,
         mut word: u64,
         to: &mut impl Collect,
     ) -> Result<(u16, u16, bool), RingError> {
@@ -306,7 +324,7 @@ impl PackedRing {
     /// Takes an indirect table (2.8.7): its descriptors lie one behind the other, and of their flags
     /// only `VIRTQ_DESC_F_WRITE` means something. It may be larger than the ring, as in
     /// [`split`](super::split).
-    fn table(&self, own: Descriptor<'_>, word: u64, to: &mut impl Collect) -> Option<()> {
+    fn table(&self, own: &Descriptor, word: u64, to: &mut impl Collect) -> Option<()> {
         let size = word_len(word) as usize;
         let entries = size / DESC_SIZE;
         if entries == 0 || !size.is_multiple_of(DESC_SIZE) || entries > usize::from(MAX_CHAIN) {
@@ -376,13 +394,19 @@ impl PackedRing {
         self.prepare(head, first);
         self.mark(head, count);
         let mut place = self.after(head, count);
+        let (descriptors, counts) = (self.desc.descriptors(), &self.counts[..]);
         for &used in rest {
-            let count = self.count(place.slot);
+            let slot = usize::from(place.slot);
+            let count = counts.get(slot).copied().unwrap_or(1);
             if count > 1 {
                 self.prepare(place, used);
                 self.mark(place, count);
             }
-            self.write(place.slot, used.word(place), Ordering::Relaxed);
+            if self.lives()
+                && let Some(descriptor) = descriptors.get(slot)
+            {
+                descriptor.set_word(used.word(place), Ordering::Relaxed);
+            }
             place = self.after(place, count);
         }
         place

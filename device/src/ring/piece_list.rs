@@ -88,8 +88,18 @@ impl PieceList {
         self.iov.truncate(self.first + count);
     }
 
-    /// Forgets the first `count` pieces.
+    /// Forgets the first piece.
     #[inline]
+    pub fn remove_first(&mut self) {
+        let Some(piece) = self.iov.get(self.first) else {
+            return;
+        };
+        self.len -= piece.iov_len;
+        self.first += 1;
+        self.move_up();
+    }
+
+    /// Forgets the first `count` pieces.
     pub fn remove_front(&mut self, count: usize) {
         if count >= self.count() {
             return self.clear();
@@ -97,6 +107,12 @@ impl PieceList {
         let front = self.pieces().get(..count).unwrap_or_default();
         self.len -= total(front);
         self.first += count;
+        self.move_up();
+    }
+
+    /// Moves the pieces over those that are forgotten, if there are many.
+    #[inline]
+    fn move_up(&mut self) {
         if self.first >= MAX_PIECES {
             self.iov.drain(..self.first);
             self.first = 0;

@@ -23,7 +23,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::memory::{MemoryMap, Window};
 use super::virtqueue::{
-    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Layout, MAX_CHAIN, MAX_SIZE,
+    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, First, Layout, MAX_CHAIN, MAX_SIZE,
     RingError, Take,
 };
 
@@ -75,23 +75,33 @@ fn flags(rest: u64) -> u16 {
 
 impl Take for SplitRing {
     #[inline]
-    fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
-        if self.avail_idx == self.next_avail && !self.refresh()? {
+    fn first(&mut self) -> Result<Option<First>, RingError> {
+        let Some(head) = self.head()? else {
             return Ok(None);
-        }
-        let entry = ENTRIES + 2 * self.slot(self.next_avail);
-        let head = self.avail.load_u16(entry, Ordering::Relaxed);
-        if head >= self.size {
-            return Err(RingError::BadHead(head));
-        }
-        self.next_avail = self.next_avail.wrapping_add(1);
-        let whole = match self.desc.view().read_descriptor(usize::from(head)) {
-            Some([addr, rest]) if flags(rest) & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 => {
-                to.put(flags(rest) & DESC_F_WRITE != 0, addr, rest as u32)
-            }
-            _ => self.walk(head, to),
         };
-        let whole = whole.is_some();
+        // Heads are below the queue size, for which the window was made.
+        let descriptor = self.desc.descriptor(head);
+        let descriptor = descriptor.ok_or(RingError::BadHead(head))?;
+        let rest = descriptor.word(Ordering::Relaxed);
+        Ok(Some(First {
+            head,
+            addr: descriptor.addr(),
+            len: rest as u32,
+            flags: flags(rest),
+        }))
+    }
+
+    #[inline]
+    fn take_first(&mut self) {
+        self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
+    fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
+        let Some(head) = self.head()? else {
+            return Ok(None);
+        };
+        self.next_avail = self.next_avail.wrapping_add(1);
+        let whole = self.walk(head, to).is_some();
         Ok(Some((head, whole)))
     }
 }
@@ -161,6 +171,20 @@ impl SplitRing {
         usize::from(index & (self.size - 1))
     }
 
+    /// Head of the next chain.
+    #[inline]
+    fn head(&mut self) -> Result<Option<u16>, RingError> {
+        if self.avail_idx == self.next_avail && !self.refresh()? {
+            return Ok(None);
+        }
+        let entry = ENTRIES + 2 * self.slot(self.next_avail);
+        let head = self.avail.load_u16(entry, Ordering::Relaxed);
+        if head >= self.size {
+            return Err(RingError::BadHead(head));
+        }
+        Ok(Some(head))
+    }
+
     /// Looks at the driver's index; whether chains wait.
     fn refresh(&mut self) -> Result<bool, RingError> {
         // Acquire: what the driver wrote before it moved the index is read after (2.7.13.1).
@@ -182,9 +206,6 @@ impl SplitRing {
     ///
     /// An indirect table may be larger than the ring: no driver should make such (2.7.5.3.1), but
     /// Linux does where the ring is small, and QEMU and vhost take them.
-    ///
-    /// Not inlined: chains of one descriptor would pay for it, too.
-    #[inline(never)]
     fn walk(&self, head: u16, to: &mut impl Collect) -> Option<()> {
         let mut table = self.desc.view();
         let mut entries = u32::from(self.size);

@@ -25,6 +25,7 @@ impl Place {
     }
 
     /// The place `count` descriptors on, at most once around a ring of `size`.
+    #[inline]
     pub fn after(self, count: u16, size: u16) -> Self {
         let left = size - self.slot;
         if count < left {
@@ -55,11 +56,13 @@ impl Place {
     }
 
     /// `VIRTQ_DESC_F_AVAIL` and `VIRTQ_DESC_F_USED` of a descriptor that is available here.
+    #[inline]
     pub fn available(self) -> u16 {
         if self.wrap { DESC_F_AVAIL } else { DESC_F_USED }
     }
 
     /// The same of one that was used here.
+    #[inline]
     pub fn used(self) -> u16 {
         if self.wrap {
             DESC_F_AVAIL | DESC_F_USED
@@ -68,6 +71,7 @@ impl Place {
         }
     }
 
+    #[inline]
     pub fn is_available(self, flags: u16) -> bool {
         flags & (DESC_F_AVAIL | DESC_F_USED) == self.available()
     }
