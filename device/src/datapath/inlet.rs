@@ -202,6 +202,7 @@ impl Delivery {
     }
 
     /// Puts a frame in, or has it wait for buffers. What becomes of it is counted.
+    #[inline]
     pub fn put(&mut self, frame: &Frame<'_>) {
         self.0.put(frame);
     }

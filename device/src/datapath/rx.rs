@@ -39,6 +39,9 @@ const NUM_BUFFERS: usize = 10;
 /// and the overflow one.
 const PIECES_AHEAD: usize = MAX_PIECES / 2 - 1;
 
+/// Chains that are taken ahead in one go, if there are so many.
+const CHAINS_AHEAD: usize = 16;
+
 /// What a receive queue must know of the negotiation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReceiveFormat {
@@ -309,8 +312,17 @@ impl Receiver {
         Ok(Fit::Never)
     }
 
-    /// Takes chains until there is room for `want` octets or no more chains.
+    /// Takes chains until there is room for `want` octets or no more chains; if there was not, some
+    /// more at once, so that this is not needed for every packet.
+    #[inline]
     fn take_ahead(&mut self, want: usize) -> Result<(), RingError> {
+        if self.pieces.len() >= want {
+            return Ok(());
+        }
+        self.take_chains(want)
+    }
+
+    fn take_chains(&mut self, want: usize) -> Result<(), RingError> {
         // Without mergeable buffers a packet must fit the first chain. With them, only a driver that
         // breaks the rules has more chains than the ring has entries.
         let most = if self.format.mergeable {
@@ -318,7 +330,8 @@ impl Receiver {
         } else {
             1
         };
-        while self.pieces.len() < want
+        let at_once = self.taken.len() + CHAINS_AHEAD;
+        while (self.pieces.len() < want || self.taken.len() < at_once)
             && self.taken.len() < most
             && self.pieces.count() <= PIECES_AHEAD
         {
@@ -411,7 +424,7 @@ impl Receiver {
     }
 
     /// Hands the packet of `len` octets that lies in the first buffers to the driver.
-    #[inline]
+    #[inline(always)]
     fn deliver(&mut self, len: usize, counters: &QueueCounters) {
         match self.taken.front() {
             // Nearly always one buffer is enough for it.

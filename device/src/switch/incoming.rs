@@ -289,7 +289,7 @@ fn clean(header: VirtioNetHdr, from_guest: bool) -> VirtioNetHdr {
 
 /// Hands over the frame that has these addresses and EtherType, this tag or none, and behind that
 /// what is in `body` from `offset` on. `header` is for one without a tag.
-#[inline]
+#[inline(always)]
 fn hand_over(
     ethernet: &[u8; ETHERNET],
     tag: Option<u16>,

@@ -115,7 +115,11 @@ fn talk(bed: &Bed, b: &Neighbour, form: Form) -> Result<()> {
     ping(&b.machine, HOST_IP)?;
     let serve = format!("bytes-check serve {} {PORT}", b.address);
     let server = b.machine.guest.spawn(&serve)?;
-    std::thread::sleep(Duration::from_secs(1));
+    let listens =
+        format!("until ss -Hltn 'sport = :{PORT}' | grep -q LISTEN; do sleep 0.1; done");
+    b.machine
+        .guest
+        .sh_within(&listens, Duration::from_secs(10))?;
     let bytes = form.pick(16, 256) << 20;
     let limit = Duration::from_secs(form.pick(60, 600));
     for (verb, amount) in [("send", bytes), ("fetch", bytes), ("echo", 300)] {
