@@ -25,7 +25,7 @@ use crate::nic::header::{HASHLESS_HEADER, VirtioNetHdr};
 use crate::ring::memory::MemoryMap;
 use crate::ring::piece_list::PieceList;
 use crate::ring::pieces::{MAX_PIECES, PiecesMut};
-use crate::ring::virtqueue::{Direction, Ring, RingError};
+use crate::ring::virtqueue::{Direction, One, Ring, RingError};
 use crate::uplink::{Received, UplinkQueue};
 
 use super::crossing::Crossing;
@@ -330,11 +330,26 @@ impl Receiver {
         } else {
             1
         };
-        let at_once = self.taken.len() + CHAINS_AHEAD;
-        while (self.pieces.len() < want || self.taken.len() < at_once)
+        while self.pieces.len() < want
             && self.taken.len() < most
             && self.pieces.count() <= PIECES_AHEAD
         {
+            let before = self.taken.len();
+            let taken = &mut self.taken;
+            let run = (most - before).min(CHAINS_AHEAD);
+            let took = |One { head, len }| {
+                taken.push_back(Taken {
+                    head,
+                    len: len as usize,
+                    pieces: 1,
+                });
+            };
+            self.ring
+                .pop_run(Direction::Writable, &mut self.pieces, run, took);
+            if self.taken.len() > before {
+                continue;
+            }
+            // Nothing, or a chain of another kind.
             let before = self.pieces.count();
             let Some(chain) = self.ring.pop(Direction::Writable, &mut self.pieces)? else {
                 break;

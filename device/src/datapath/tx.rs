@@ -9,7 +9,7 @@ use crate::nic::offload::Offloads;
 use crate::ring::memory::MemoryMap;
 use crate::ring::piece_list::PieceList;
 use crate::ring::pieces::Pieces;
-use crate::ring::virtqueue::{Direction, Ring, RingError};
+use crate::ring::virtqueue::{Direction, One, Ring, RingError};
 use crate::uplink::{Sent, UplinkQueue};
 
 use super::notify::Interrupt;
@@ -19,13 +19,18 @@ use super::{BUDGET, MAX_FRAME, MIN_FRAME, Turn};
 const MIN_HEADER: usize = 10;
 /// The used index is shown to the driver at least this often, so that it can refill while we work.
 const PUBLISH_EVERY: usize = 32;
+/// Packets that are taken from the ring in one go.
+const RUN: usize = 16;
 
 /// A transmit queue that is started.
 #[derive(Debug)]
 pub(super) struct Transmitter {
     pub ring: Ring,
     pub interrupt: Interrupt,
+    /// What was taken from the ring: packets of one piece each, or one of several.
     pieces: PieceList,
+    /// Their chains.
+    run: Vec<u16>,
     header_len: usize,
     offloads: Offloads,
     /// The uplink had no room; nothing is tried until it says that it has.
@@ -45,6 +50,7 @@ impl Transmitter {
             ring,
             interrupt,
             pieces,
+            run: Vec::with_capacity(RUN),
             header_len,
             offloads,
             blocked: false,
@@ -70,50 +76,102 @@ impl Transmitter {
             return Ok(Turn::Waits);
         }
         self.ring.disarm();
-        let mut done = 0;
-        let turn = loop {
+        let mut way = Way {
+            queue,
+            link_up,
+            header_len: self.header_len,
+            offloads: self.offloads,
+            counters,
+        };
+        let (mut done, mut unseen) = (0, 0);
+        let turn = 'turn: loop {
             if done == BUDGET {
                 break Turn::More;
             }
-            self.pieces.clear();
-            let Some(chain) = self.ring.pop(Direction::Readable, &mut self.pieces)? else {
-                if arm && self.ring.arm()? {
-                    continue;
-                }
-                break Turn::Waits;
-            };
-            let packet = self.pieces.packet();
-            let outcome = match chain.len {
-                None => Sent::Dropped(DropReason::BadDescriptor),
-                Some(_) if !link_up => Sent::Dropped(DropReason::LinkDown),
-                Some(_) => match check(packet, self.header_len, self.offloads) {
-                    Ok(()) => queue.send(packet),
-                    Err(reason) => Sent::Dropped(reason),
-                },
-            };
-            match outcome {
-                Sent::Done => {
-                    counters.packets.add(1);
-                    counters
-                        .bytes
-                        .add(packet.len().saturating_sub(self.header_len) as u64);
-                }
-                Sent::Dropped(reason) => counters.drops.add(reason),
-                Sent::Busy => {
-                    self.ring.rewind(1);
-                    self.blocked = true;
-                    break Turn::Waits;
-                }
-            }
-            // The device writes nothing into a transmit chain.
-            self.ring.push(chain.head, 0);
-            done += 1;
-            if done % PUBLISH_EVERY == 0 {
+            if unseen >= PUBLISH_EVERY {
                 self.ring.publish();
+                unseen = 0;
+            }
+            self.pieces.clear();
+            self.run.clear();
+            let (run, most) = (&mut self.run, RUN.min(BUDGET - done));
+            let took = |One { head, .. }| run.push(head);
+            self.ring
+                .pop_run(Direction::Readable, &mut self.pieces, most, took);
+            let alone = !self.run.is_empty();
+            let mut whole = true;
+            if !alone {
+                // Nothing, or a packet in several pieces.
+                let Some(chain) = self.ring.pop(Direction::Readable, &mut self.pieces)? else {
+                    if arm && self.ring.arm()? {
+                        continue;
+                    }
+                    break Turn::Waits;
+                };
+                self.run.push(chain.head);
+                whole = chain.len.is_some();
+            }
+            for (number, head) in self.run.iter().enumerate() {
+                let packet = if alone {
+                    self.pieces.packet_in(number)
+                } else {
+                    self.pieces.packet()
+                };
+                if !way.send(whole.then_some(packet)) {
+                    // No more than RUN.
+                    self.ring.rewind((self.run.len() - number) as u16);
+                    self.blocked = true;
+                    break 'turn Turn::Waits;
+                }
+                // The device writes nothing into a transmit chain.
+                self.ring.push(*head, 0);
+                done += 1;
+                unseen += 1;
             }
         };
         self.ring.publish();
         Ok(turn)
+    }
+}
+
+/// The way of packets out of the guest.
+struct Way<'a> {
+    queue: &'a mut dyn UplinkQueue,
+    link_up: bool,
+    header_len: usize,
+    offloads: Offloads,
+    counters: &'a QueueCounters,
+}
+
+impl Way<'_> {
+    /// Sends a packet, or nothing where its chain breaks the rules; what becomes of it is counted. False
+    /// when the uplink is full, and the packet must come again.
+    #[inline]
+    fn send(&mut self, packet: Option<Pieces<'_>>) -> bool {
+        let Way {
+            header_len,
+            offloads,
+            counters,
+            ..
+        } = *self;
+        let outcome = match packet {
+            None => Sent::Dropped(DropReason::BadDescriptor),
+            Some(_) if !self.link_up => Sent::Dropped(DropReason::LinkDown),
+            Some(packet) => match check(packet, header_len, offloads) {
+                Ok(()) => self.queue.send(packet),
+                Err(reason) => Sent::Dropped(reason),
+            },
+        };
+        match outcome {
+            Sent::Done => {
+                let len = packet.map_or(0, |packet| packet.len());
+                counters.packets.add(1);
+                counters.bytes.add(len.saturating_sub(header_len) as u64);
+            }
+            Sent::Dropped(reason) => counters.drops.add(reason),
+            Sent::Busy => return false,
+        }
+        true
     }
 }
 

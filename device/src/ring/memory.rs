@@ -150,18 +150,23 @@ impl MemoryMap {
     /// not guest memory.
     #[inline]
     pub(super) fn gather(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
-        // Nearly always it lies in one region.
-        if let Some((host, room)) = self.locate(addr)
-            && len > 0
-            && u64::from(len) <= room
-        {
+        self.gather_one(addr, len, pieces) || self.gather_across(addr, len, pieces)
+    }
+
+    /// As `gather`, of octets that are one piece, as nearly always; else nothing is appended.
+    #[inline]
+    pub(super) fn gather_one(&self, addr: u64, len: u32, pieces: &mut Vec<libc::iovec>) -> bool {
+        let Some((host, room)) = self.locate(addr) else {
+            return false;
+        };
+        let fits = len > 0 && u64::from(len) <= room;
+        if fits {
             pieces.push(libc::iovec {
                 iov_base: host.as_ptr().cast(),
                 iov_len: len as usize,
             });
-            return true;
         }
-        self.gather_across(addr, len, pieces)
+        fits
     }
 
     #[cold]

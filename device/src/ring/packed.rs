@@ -27,9 +27,10 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::memory::{Descriptor, MemoryMap, Window};
+use super::piece_list::PieceList;
 use super::virtqueue::{
-    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, First, Layout, MAX_CHAIN, MAX_SIZE,
-    RingError, Take,
+    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, KIND, Layout, MAX_CHAIN,
+    MAX_SIZE, One, RingError, Take,
 };
 
 mod batches;
@@ -132,25 +133,43 @@ pub struct PackedRing {
 
 impl Take for PackedRing {
     #[inline]
-    fn first(&mut self) -> Result<Option<First>, RingError> {
-        let Some(descriptor) = self.desc.descriptor(self.next_avail.slot) else {
-            return Ok(None);
-        };
-        // Acquire: what the driver wrote before these flags is read after (2.8.20.1).
-        let word = descriptor.word(Ordering::Acquire);
-        let flags = word_flags(word);
-        let first = self.next_avail.is_available(flags).then(|| First {
-            head: word_id(word),
-            addr: descriptor.addr(),
-            len: word_len(word),
-            flags,
-        });
-        Ok(first)
-    }
-
-    #[inline]
-    fn take_first(&mut self) {
-        self.took(1);
+    fn pop_run(
+        &mut self,
+        direction: Direction,
+        pieces: &mut PieceList,
+        most: usize,
+        mut took: impl FnMut(One),
+    ) {
+        let descriptors = self.desc.descriptors();
+        let mut place = self.next_avail;
+        let mut count = 0;
+        while count < most {
+            let slot = usize::from(place.slot);
+            let (Some(descriptor), Some(descriptors)) =
+                (descriptors.get(slot), self.counts.get_mut(slot))
+            else {
+                break;
+            };
+            // Acquire: what the driver wrote before these flags is read after (2.8.20.1).
+            let word = descriptor.word(Ordering::Acquire);
+            let flags = word_flags(word) & (DESC_F_AVAIL | DESC_F_USED | KIND);
+            let len = word_len(word);
+            if flags != place.available() | direction.alone()
+                || !pieces.gather_one(descriptor.addr(), len)
+            {
+                break;
+            }
+            *descriptors = 1;
+            took(One {
+                head: word_id(word),
+                len,
+            });
+            place = place.after(1, self.size);
+            count += 1;
+        }
+        self.next_avail = place;
+        // No more than the ring has descriptors, or a broken driver makes available again.
+        self.popped = self.popped.wrapping_add(count as u16);
     }
 
     fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
@@ -158,13 +177,17 @@ impl Take for PackedRing {
         let Some(descriptor) = self.desc.descriptor(at.slot) else {
             return Ok(None);
         };
-        // As in `first`.
+        // As in `pop_run`.
         let word = descriptor.word(Ordering::Acquire);
         if !at.is_available(word_flags(word)) {
             return Ok(None);
         }
         let (id, count, whole) = self.follow(at.slot, descriptor, word, to)?;
-        self.took(count);
+        if let Some(slot) = self.counts.get_mut(usize::from(at.slot)) {
+            *slot = count;
+        }
+        self.next_avail = self.after(at, count);
+        self.popped += 1;
         Ok(Some((id, whole)))
     }
 }
@@ -261,17 +284,6 @@ impl PackedRing {
     /// Descriptors of the chain that was taken at `slot`.
     fn count(&self, slot: u16) -> u16 {
         self.counts.get(usize::from(slot)).copied().unwrap_or(1)
-    }
-
-    /// Notes that the next chain was taken, and how many descriptors it has.
-    #[inline]
-    fn took(&mut self, count: u16) {
-        let at = self.next_avail;
-        if let Some(slot) = self.counts.get_mut(usize::from(at.slot)) {
-            *slot = count;
-        }
-        self.next_avail = self.after(at, count);
-        self.popped += 1;
     }
 
     /// Follows a chain (2.8.6) to its end, whatever is wrong with it: its id is in the last

@@ -2,6 +2,7 @@
 //! Where the pieces of packets are collected: the buffers of descriptor chains, in order.
 
 use std::fmt;
+use std::slice;
 use std::sync::Arc;
 
 use super::memory::MemoryMap;
@@ -73,6 +74,17 @@ impl PieceList {
         gathered
     }
 
+    /// As `gather`, of octets that are one piece, as nearly always; else nothing is appended.
+    #[inline]
+    pub(super) fn gather_one(&mut self, addr: u64, len: u32) -> bool {
+        let gathered = self.map.gather_one(addr, len, &mut self.iov);
+        if gathered {
+            // As in `gather`.
+            self.len += len as usize;
+        }
+        gathered
+    }
+
     /// Forgets all.
     #[inline]
     pub fn clear(&mut self) {
@@ -117,6 +129,16 @@ impl PieceList {
             self.iov.drain(..self.first);
             self.first = 0;
         }
+    }
+
+    /// The packet that lies in one piece, by its number; an empty one if there is no such piece.
+    #[inline]
+    pub fn packet_in(&self, piece: usize) -> Pieces<'_> {
+        let piece = self.pieces().get(piece).map(slice::from_ref);
+        let len = piece.map_or(0, total);
+        // SAFETY: by the invariant the piece is mapped while `map` is held, so for this borrow, and is
+        // `len` octets.
+        unsafe { Pieces::with_len(piece.unwrap_or_default(), len) }
     }
 
     /// The packet that lies in the pieces.

@@ -22,9 +22,10 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::memory::{MemoryMap, Window};
+use super::piece_list::PieceList;
 use super::virtqueue::{
-    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, First, Layout, MAX_CHAIN, MAX_SIZE,
-    RingError, Take,
+    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, KIND, Layout, MAX_CHAIN,
+    MAX_SIZE, One, RingError, Take,
 };
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (2.7.6).
@@ -75,31 +76,46 @@ fn flags(rest: u64) -> u16 {
 
 impl Take for SplitRing {
     #[inline]
-    fn first(&mut self) -> Result<Option<First>, RingError> {
-        let Some(head) = self.head()? else {
-            return Ok(None);
-        };
-        // Heads are below the queue size, for which the window was made.
-        let descriptor = self.desc.descriptor(head);
-        let descriptor = descriptor.ok_or(RingError::BadHead(head))?;
-        let rest = descriptor.word(Ordering::Relaxed);
-        Ok(Some(First {
-            head,
-            addr: descriptor.addr(),
-            len: rest as u32,
-            flags: flags(rest),
-        }))
-    }
-
-    #[inline]
-    fn take_first(&mut self) {
-        self.next_avail = self.next_avail.wrapping_add(1);
+    fn pop_run(
+        &mut self,
+        direction: Direction,
+        pieces: &mut PieceList,
+        most: usize,
+        mut took: impl FnMut(One),
+    ) {
+        // What is wrong with the ring `pop` finds out, too.
+        if self.avail_idx == self.next_avail && self.refresh() != Ok(true) {
+            return;
+        }
+        let waiting = self.avail_idx.wrapping_sub(self.next_avail);
+        let descriptors = self.desc.descriptors();
+        for _ in 0..most.min(waiting.into()) {
+            let entry = ENTRIES + 2 * self.slot(self.next_avail);
+            let head = self.avail.load_u16(entry, Ordering::Relaxed);
+            let Some(descriptor) = descriptors.get(usize::from(head)) else {
+                return;
+            };
+            let rest = descriptor.word(Ordering::Relaxed);
+            let len = rest as u32;
+            if flags(rest) & KIND != direction.alone()
+                || !pieces.gather_one(descriptor.addr(), len)
+            {
+                return;
+            }
+            self.next_avail = self.next_avail.wrapping_add(1);
+            took(One { head, len });
+        }
     }
 
     fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError> {
-        let Some(head) = self.head()? else {
+        if self.avail_idx == self.next_avail && !self.refresh()? {
             return Ok(None);
-        };
+        }
+        let entry = ENTRIES + 2 * self.slot(self.next_avail);
+        let head = self.avail.load_u16(entry, Ordering::Relaxed);
+        if head >= self.size {
+            return Err(RingError::BadHead(head));
+        }
         self.next_avail = self.next_avail.wrapping_add(1);
         let whole = self.walk(head, to).is_some();
         Ok(Some((head, whole)))
@@ -169,20 +185,6 @@ impl SplitRing {
 
     fn slot(&self, index: u16) -> usize {
         usize::from(index & (self.size - 1))
-    }
-
-    /// Head of the next chain.
-    #[inline]
-    fn head(&mut self) -> Result<Option<u16>, RingError> {
-        if self.avail_idx == self.next_avail && !self.refresh()? {
-            return Ok(None);
-        }
-        let entry = ENTRIES + 2 * self.slot(self.next_avail);
-        let head = self.avail.load_u16(entry, Ordering::Relaxed);
-        if head >= self.size {
-            return Err(RingError::BadHead(head));
-        }
-        Ok(Some(head))
     }
 
     /// Looks at the driver's index; whether chains wait.

@@ -112,9 +112,13 @@ pub enum Direction {
     Writable,
 }
 
+/// Flags that tell what kind of chain a descriptor begins.
+pub(super) const KIND: u16 = DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE;
+
 impl Direction {
-    /// Flags of a descriptor of this direction that is a chain by itself.
-    fn flags(self) -> u16 {
+    /// What [`KIND`] is where one buffer of this direction is the whole chain.
+    #[inline]
+    pub(super) fn alone(self) -> u16 {
         match self {
             Direction::Readable => 0,
             Direction::Writable => DESC_F_WRITE,
@@ -132,55 +136,33 @@ pub struct Chain {
     pub len: Option<usize>,
 }
 
-/// The first descriptor of the chain that comes next.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct First {
-    /// Index of the descriptor (split), or its buffer id (packed).
+/// A chain of one buffer that was taken from the ring, and is one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct One {
+    /// As in [`Chain`].
     pub head: u16,
-    pub addr: u64,
+    /// Octets: at least one.
     pub len: u32,
-    pub flags: u16,
 }
 
 /// Takes chains from a ring: what is the same for both kinds.
 pub(super) trait Take {
-    /// Looks at the next chain. What it is may have changed when it is taken.
-    fn first(&mut self) -> Result<Option<First>, RingError>;
-
-    /// Takes the chain that was looked at, and is that one descriptor.
-    fn take_first(&mut self);
-
     /// Takes the next chain: its head (split) or id (packed), and whether all of it was taken by
     /// `to`.
     fn take(&mut self, to: &mut impl Collect) -> Result<Option<(u16, bool)>, RingError>;
 
-    /// As [`Ring::pop`].
-    #[inline(always)]
-    fn pop(
+    /// As [`Ring::pop_run`].
+    fn pop_run(
         &mut self,
         direction: Direction,
         pieces: &mut PieceList,
-    ) -> Result<Option<Chain>, RingError> {
-        const KIND: u16 = DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE;
-        let Some(first) = self.first()? else {
-            return Ok(None);
-        };
-        // Nearly all are one buffer.
-        if first.flags & KIND == direction.flags() && pieces.gather(first.addr, first.len) {
-            self.take_first();
-            return Ok(Some(Chain {
-                head: first.head,
-                len: Some(first.len as usize),
-            }));
-        }
-        self.pop_any(direction, pieces)
-    }
+        most: usize,
+        took: impl FnMut(One),
+    );
 
-    /// As [`Ring::pop`], of chains that may be anything.
-    ///
-    /// Not inlined: chains of one descriptor would pay for it, too.
-    #[inline(never)]
-    fn pop_any(
+    /// As [`Ring::pop`].
+    #[inline]
+    fn pop(
         &mut self,
         direction: Direction,
         pieces: &mut PieceList,
@@ -225,6 +207,7 @@ struct OneWay<'a> {
 }
 
 impl<'a> OneWay<'a> {
+    #[inline]
     fn new(direction: Direction, pieces: &'a mut PieceList) -> Self {
         OneWay {
             writable: direction == Direction::Writable,
@@ -235,6 +218,7 @@ impl<'a> OneWay<'a> {
     }
 
     /// The chain that was followed to its end, if it was `whole`.
+    #[inline]
     fn chain(self, head: u16, whole: bool) -> Chain {
         if !whole {
             self.pieces.truncate(self.count);
@@ -247,6 +231,7 @@ impl<'a> OneWay<'a> {
 }
 
 impl Collect for OneWay<'_> {
+    #[inline]
     fn put(&mut self, writable: bool, addr: u64, len: u32) -> Option<()> {
         if writable != self.writable {
             return Some(());
@@ -347,6 +332,20 @@ impl Ring {
         pieces: &mut PieceList,
     ) -> Result<Option<Chain>, RingError> {
         either!(self, ring => ring.pop(direction, pieces))
+    }
+
+    /// Takes chains that are one buffer of this direction, and one piece, as nearly all are: up to
+    /// `most`, and none from the first on that is anything else, which is for [`Ring::pop`]. `took`
+    /// hears of each in order, behind its piece.
+    #[inline]
+    pub fn pop_run(
+        &mut self,
+        direction: Direction,
+        pieces: &mut PieceList,
+        most: usize,
+        took: impl FnMut(One),
+    ) {
+        either!(self, ring => ring.pop_run(direction, pieces, most, took));
     }
 
     /// As `pop`, of a chain with something to read and room to write into; its length is what there
