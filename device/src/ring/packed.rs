@@ -29,8 +29,8 @@ use std::sync::atomic::{Ordering, fence};
 use super::memory::{Descriptor, MemoryMap, Window};
 use super::piece_list::PieceList;
 use super::virtqueue::{
-    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, KIND, Layout, MAX_CHAIN,
-    MAX_SIZE, One, RingError, Take,
+    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, KIND, Layout,
+    MAX_CHAIN, MAX_SIZE, One, RingError, Take,
 };
 
 mod batches;

@@ -11,6 +11,7 @@ use super::driver::{BUFFERS, INDIRECT, MEMORY, NEXT, WRITE};
 use super::packed::{BEGINNING, PackedRing};
 use super::packed_driver::{AVAIL, At, Buffer, DESC, DISABLE, ENABLE, PackedDriver, USED};
 use super::piece_list::PieceList;
+use super::virtqueue::tests::take;
 use super::virtqueue::{Chain, Direction, Format, Layout, Ring, RingError, Start, Take};
 
 const B: u64 = BUFFERS;
@@ -381,6 +382,8 @@ struct Run {
     driver: PackedDriver,
     ring: PackedRing,
     flags: u16,
+    /// The device takes chains in runs.
+    runs: bool,
     /// Chains that the driver has offered and not got back: id, octets, descriptors.
     outstanding: VecDeque<(u16, u32, u16)>,
     next_id: u16,
@@ -406,14 +409,11 @@ impl Run {
     fn take(&mut self, most: usize) -> Result<usize, TestCaseError> {
         let direction = self.direction();
         let mut list = PieceList::new(self.driver.map.clone());
-        let mut taken = 0;
-        while taken < most
-            && let Some(chain) = self.ring.pop(direction, &mut list).unwrap()
-        {
-            let (id, len, _) = self.outstanding[taken];
+        let chains = take(&mut self.ring, direction, &mut list, most, self.runs).unwrap();
+        let taken = chains.len();
+        for (chain, &(id, len, _)) in chains.iter().zip(&self.outstanding) {
             prop_assert_eq!(chain.head, id);
             prop_assert_eq!(chain.len, Some(len as usize));
-            taken += 1;
         }
         prop_assert_eq!(taken, most.min(self.outstanding.len()));
         Ok(taken)
@@ -568,6 +568,7 @@ proptest! {
         start in 0u64..50,
         event_idx in any::<bool>(),
         (flags, batches) in prop_oneof![Just((0u16, false)), Just((0, true)), Just((WRITE, false))],
+        runs in any::<bool>(),
     ) {
         let mut driver = PackedDriver::new(size, event_idx);
         driver.in_order = batches;
@@ -576,6 +577,7 @@ proptest! {
             ring: ring(&driver),
             driver,
             flags,
+            runs,
             outstanding: VecDeque::new(),
             next_id: 0,
             decided: None,
@@ -602,6 +604,7 @@ proptest! {
         event_idx in any::<bool>(),
         recover in any::<bool>(),
         batches in any::<bool>(),
+        (most, runs) in (1usize..4, any::<bool>()),
     ) {
         let driver = PackedDriver::new(size, event_idx);
         let memory = driver.memory();
@@ -625,18 +628,24 @@ proptest! {
         let mut list = PieceList::new(driver.map.clone());
         for i in 0..40 {
             list.clear();
-            match ring.pop(direction, &mut list) {
-                Ok(Some(chain)) => {
-                    prop_assert_eq!(chain.len.unwrap_or(0), list.packet().len());
-                    ring.push(chain.head, i % 3);
+            let Ring::Packed(packed) = &mut ring else {
+                unreachable!();
+            };
+            match take(packed, direction, &mut list, most, runs) {
+                Ok(chains) if chains.is_empty() => {
+                    ring.arm().unwrap();
+                    ring.disarm();
+                }
+                Ok(chains) => {
+                    let octets: usize = chains.iter().filter_map(|chain| chain.len).sum();
+                    prop_assert_eq!(octets, list.packet().len());
+                    for chain in chains {
+                        ring.push(chain.head, i % 3);
+                    }
                     if i % 2 == 0 {
                         ring.publish();
                         ring.interrupt_wanted();
                     }
-                }
-                Ok(None) => {
-                    ring.arm().unwrap();
-                    ring.disarm();
                 }
                 Err(e) => {
                     prop_assert!(matches!(e, RingError::Endless(_)));

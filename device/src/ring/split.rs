@@ -24,8 +24,8 @@ use std::sync::atomic::{Ordering, fence};
 use super::memory::{MemoryMap, Window};
 use super::piece_list::PieceList;
 use super::virtqueue::{
-    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, KIND, Layout, MAX_CHAIN,
-    MAX_SIZE, One, RingError, Take,
+    Collect, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, Direction, KIND, Layout,
+    MAX_CHAIN, MAX_SIZE, One, RingError, Take,
 };
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (2.7.6).
@@ -97,8 +97,7 @@ impl Take for SplitRing {
             };
             let rest = descriptor.word(Ordering::Relaxed);
             let len = rest as u32;
-            if flags(rest) & KIND != direction.alone()
-                || !pieces.gather_one(descriptor.addr(), len)
+            if flags(rest) & KIND != direction.alone() || !pieces.gather_one(descriptor.addr(), len)
             {
                 return;
             }

@@ -8,6 +8,7 @@ use vm_memory::GuestAddress;
 use super::driver::{BUFFERS, Desc, Driver, INDIRECT, MEMORY, NEXT, WRITE};
 use super::piece_list::PieceList;
 use super::split::SplitRing;
+use super::virtqueue::tests::take;
 use super::virtqueue::{Chain, Direction, Format, Layout, Ring, RingError, Start, Take};
 
 const B: u64 = BUFFERS;
@@ -439,6 +440,7 @@ proptest! {
         event_idx in any::<bool>(),
         start in any::<u16>(),
         batches in any::<bool>(),
+        runs in any::<bool>(),
     ) {
         let mut ours_driver = Driver::at(16, event_idx, start);
         if batches {
@@ -471,9 +473,11 @@ proptest! {
                 }
                 Step::Serve(n) => {
                     let mut served = 0;
+                    let mut list = pieces(&ours_driver);
+                    let our_chains = take(&mut ours, Direction::Readable, &mut list, n, runs);
+                    let mut our_chains = our_chains.unwrap().into_iter();
                     for _ in 0..n {
-                        let mut list = pieces(&ours_driver);
-                        let our_chain = ours.pop(Direction::Readable, &mut list).unwrap();
+                        let our_chain = our_chains.next();
                         let their_chain = theirs.pop_descriptor_chain(their_driver.memory());
                         prop_assert_eq!(our_chain.is_some(), their_chain.is_some());
                         let (Some(our_chain), Some(their_chain)) = (our_chain, their_chain) else {
@@ -520,6 +524,7 @@ proptest! {
         idx in any::<u16>(),
         direction in prop_oneof![Just(Direction::Readable), Just(Direction::Writable)],
         batches in any::<bool>(),
+        (most, runs) in (1usize..4, any::<bool>()),
     ) {
         let mut driver = Driver::new(16, true);
         for (i, (addr, len, flags, next, near)) in table.into_iter().enumerate() {
@@ -535,13 +540,16 @@ proptest! {
         let mut list = pieces(&driver);
         for _ in 0..20 {
             list.clear();
-            match ring.pop(direction, &mut list) {
-                Ok(Some(chain)) => {
-                    prop_assert_eq!(chain.len.unwrap_or(0), list.packet().len());
-                    ring.push(chain.head, 0);
+            match take(&mut ring, direction, &mut list, most, runs) {
+                Ok(chains) if !chains.is_empty() => {
+                    let octets: usize = chains.iter().filter_map(|chain| chain.len).sum();
+                    prop_assert_eq!(octets, list.packet().len());
+                    for chain in chains {
+                        ring.push(chain.head, 0);
+                    }
                     ring.publish();
                 }
-                Ok(None) | Err(_) => break,
+                Ok(_) | Err(_) => break,
             }
         }
     }

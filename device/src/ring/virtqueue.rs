@@ -400,3 +400,36 @@ impl Ring {
         either!(self, ring => ring.arm())
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Takes up to `most` chains, in `runs` where they are such as come in runs.
+    pub fn take(
+        ring: &mut impl Take,
+        direction: Direction,
+        pieces: &mut PieceList,
+        most: usize,
+        runs: bool,
+    ) -> Result<Vec<Chain>, RingError> {
+        let mut chains = Vec::new();
+        while chains.len() < most {
+            let before = chains.len();
+            if runs {
+                ring.pop_run(direction, pieces, most - before, |One { head, len }| {
+                    let len = Some(len as usize);
+                    chains.push(Chain { head, len });
+                });
+                assert!(chains.len() <= most);
+            }
+            if chains.len() == before {
+                match ring.pop(direction, pieces)? {
+                    Some(chain) => chains.push(chain),
+                    None => break,
+                }
+            }
+        }
+        Ok(chains)
+    }
+}

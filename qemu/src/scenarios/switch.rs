@@ -115,8 +115,7 @@ fn talk(bed: &Bed, b: &Neighbour, form: Form) -> Result<()> {
     ping(&b.machine, HOST_IP)?;
     let serve = format!("bytes-check serve {} {PORT}", b.address);
     let server = b.machine.guest.spawn(&serve)?;
-    let listens =
-        format!("until ss -Hltn 'sport = :{PORT}' | grep -q LISTEN; do sleep 0.1; done");
+    let listens = format!("until ss -Hltn 'sport = :{PORT}' | grep -q LISTEN; do sleep 0.1; done");
     b.machine
         .guest
         .sh_within(&listens, Duration::from_secs(10))?;
