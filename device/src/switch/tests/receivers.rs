@@ -2,11 +2,15 @@
 //! Receivers that are slow, dead or hostile, and those beside them.
 
 use super::station::{BROADCAST, Station, access, frame, mac, payload, trunk};
+use crate::datapath::Frame;
 use crate::datapath::inlet::{MOST_OCTETS, MOST_PACKETS};
+use crate::datapath::tests::guest::packets;
 use crate::datapath::tests::rig::Make;
 use crate::datapath::wait_set::Sleep;
 use crate::nic::counters::DropReason;
 use crate::nic::features::VIRTIO_F_EVENT_IDX;
+use crate::nic::header::VirtioNetHdr;
+use crate::ring::pieces::Pieces;
 use crate::switch::Switch;
 
 fn three(make: Make) -> (std::sync::Arc<Switch>, [Station; 3]) {
@@ -70,6 +74,34 @@ fn the_next_sender_moves_what_waits_and_keeps_the_order() {
     assert_eq!(receiver.received(), sent);
     receiver.dataplane.settle();
     assert_eq!(receiver.received(), [] as [Vec<u8>; 0]);
+}
+
+#[test]
+fn packets_are_seen_while_the_sender_goes_on() {
+    for make in Make::mergeable().every_kind() {
+        let switch = Switch::new();
+        let mut receiver = Station::new(&switch, 1, make, trunk());
+        receiver.offer(1526);
+        let packet = frame(mac(1), mac(0), None, &payload(1, 100));
+        let mut inlet = receiver.dataplane.inlets()[0].open();
+        for number in 1..4 {
+            Pieces::with_bytes(&packet, |body| {
+                inlet.put(&Frame {
+                    header: VirtioNetHdr::default(),
+                    head: &packet[12..26],
+                    body,
+                    offset: 26,
+                });
+            });
+            assert_eq!(receiver.rx.used(), [], "{number}");
+            inlet.yield_now();
+            assert_eq!(packets(receiver.rx.used()), [packet.as_slice()]);
+        }
+        // It is only told when the turn is over.
+        assert_eq!(receiver.rx.interrupts(), 0);
+        inlet.close_now();
+        assert_eq!(receiver.rx.interrupts(), 1);
+    }
 }
 
 #[test]
