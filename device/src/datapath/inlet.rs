@@ -19,7 +19,7 @@
 //! ([`super::crossing`]), and only the pair's worker moves them into the ring.
 //!
 //! **Interrupts** are raised by who has put the packets in, once for all that it has put in in a
-//! turn. They are held back as everywhere ([`super::moderation`]); then
+//! turn, and before that when the driver would run out of buffers. They are held back as everywhere ([`super::moderation`]); then
 //! [`Delivery::close`] says until when, and who has put the packets in must come back at that time.
 
 use std::fmt;

@@ -39,8 +39,10 @@ const NUM_BUFFERS: usize = 10;
 /// and the overflow one.
 const PIECES_AHEAD: usize = MAX_PIECES / 2 - 1;
 
-/// Chains that are taken ahead in one go, if there are so many.
-const CHAINS_AHEAD: usize = 16;
+/// Chains that are taken ahead in one go, if there are so many. Not more than the kernel takes pieces
+/// in one call without having to allot memory for them (eight), with one for the packet and the
+/// overflow buffer.
+const CHAINS_AHEAD: usize = 6;
 
 /// What a receive queue must know of the negotiation.
 #[derive(Clone, Copy, Debug)]

@@ -94,7 +94,8 @@ impl Transmitter {
             }
             self.pieces.clear();
             self.run.clear();
-            let (run, most) = (&mut self.run, RUN.min(BUDGET - done));
+            let most = RUN.min(BUDGET - done).min(PUBLISH_EVERY - unseen);
+            let run = &mut self.run;
             let took = |One { head, .. }| run.push(head);
             self.ring
                 .pop_run(Direction::Readable, &mut self.pieces, most, took);

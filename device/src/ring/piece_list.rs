@@ -106,6 +106,10 @@ impl PieceList {
         let Some(piece) = self.iov.get(self.first) else {
             return;
         };
+        if self.first + 1 == self.iov.len() {
+            // The next is where this was, in the cache.
+            return self.clear();
+        }
         self.len -= piece.iov_len;
         self.first += 1;
         self.move_up();

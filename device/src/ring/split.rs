@@ -3,7 +3,7 @@
 //!
 //! # Design
 //! The three areas are translated once, when the ring starts, into [`Window`]s. Chains are taken
-//! with `pop` and come back in the same order with [`SplitRing::push`]; what was pushed becomes
+//! with `pop`, or in runs with `pop_run` where they are one buffer each, and come back in the same order with [`SplitRing::push`]; what was pushed becomes
 //! visible to the driver in one store with [`SplitRing::publish`], so that a packet of several buffers
 //! appears whole. Because order is kept, the ring's position is one number: chains that were popped
 //! and not pushed are given back with [`SplitRing::rewind`].

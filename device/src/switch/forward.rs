@@ -6,8 +6,8 @@
 //! pair, and that of the uplink. It looks up the port and copies the packet there itself. The inlet
 //! of a port stays open from one packet to the next, since most of a turn's packets go the same
 //! way, and is closed when a packet goes elsewhere or the turn ends. Then interrupts are raised, one
-//! for each inlet that was used. Others who wait for an inlet get it every [`YIELD_PACKETS`] packets
-//! or [`YIELD_OCTETS`] octets. At most one is open, and nothing is waited for while it is.
+//! for each inlet that was used. Every [`YIELD_PACKETS`] packets or [`YIELD_OCTETS`] octets what was put
+//! in is shown to the driver, and others who wait for an inlet get it. At most one is open, and nothing is waited for while it is.
 //!
 //! Which ports there are is a list that is replaced when one comes or goes. A forwarder has the list
 //! that was in force when its turn began, and looks at one number to know that it still is.
