@@ -4,6 +4,7 @@
 //! far from 1 as half as good. A thin line is the range, a dot the median; figures are beside it.
 
 use svg::Document;
+use svg::node::Comment;
 use svg::node::element::{Circle, Line, Rectangle, Text};
 
 use super::case::{Better, Case, rounded};
@@ -28,6 +29,9 @@ const INK: &str = "#222222";
 const GRID: &str = "#dddddd";
 const MIDDLE: &str = "#888888";
 
+/// Pictures are kept in the repository, where every file says this.
+const LICENSE: &str = "SPDX-License-Identifier: Apache-2.0 OR MIT";
+
 /// All cases as an SVG file, below lines of text that say how they were measured.
 pub fn svg(cases: &[Case], heading: &[String]) -> String {
     let rows: Vec<Rows> = cases.iter().map(Rows::of).collect();
@@ -41,6 +45,7 @@ pub fn svg(cases: &[Case], heading: &[String]) -> String {
         .set("font-family", "sans-serif")
         .set("font-size", 12)
         .set("fill", INK)
+        .add(Comment::new(LICENSE))
         .add(
             Rectangle::new()
                 .set("width", "100%")
